@@ -1,0 +1,48 @@
+# Everything a fresh machine needs is set up here: only Python 3.11 or newer, make and a package index are assumed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export TRAJLM_CACHE ?= $(CURDIR)/.cache
+
+# accelerate gives each process one thread unless told otherwise.
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+DEMO ?= runs/demo
+DEMO_STAYS ?= 4000
+DEMO_RECIPE ?= recipes/demo.yaml
+
+.PHONY: demo test lint clean
+
+# The whole pipeline on an invented ICU. Interrupted and repeated, it resumes.
+demo: $(BIN)/.core
+	$(BIN)/trajlm fetch smollm2-135m
+	$(BIN)/trajlm synthesize --layout mimic-iv --stays $(DEMO_STAYS) --seed 0 --out $(DEMO)/raw
+	$(BIN)/trajlm prepare --config $(DEMO_RECIPE) --raw $(DEMO)/raw --out $(DEMO)/prepared
+	$(BIN)/python pretrain.py --config $(DEMO_RECIPE) --data $(DEMO)/prepared --out $(DEMO)/encoders
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	    --num_cpu_threads_per_process $(THREADS) \
+	    finetune.py --config $(DEMO_RECIPE) --data $(DEMO)/prepared --encoders $(DEMO)/encoders --out $(DEMO)/sequence
+	$(BIN)/python interpret.py --run $(DEMO)/sequence --out $(DEMO)/report
+	@echo "The report: $(CURDIR)/$(DEMO)/report/index.html (open it in a browser; it needs no network)"
+
+test: $(BIN)/.dev lint
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One pip command: left to itself, a range would pull a newer torch with gigabytes of CUDA libraries.
+$(BIN)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(BIN)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(BIN)/.core $@
+
+clean:
+	rm -rf runs .cache $(VENV)
