@@ -1,0 +1,308 @@
+"""Prepared folder to self-checking batches. The presence mask is made here and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trajlm.errors import TrajlmError
+from trajlm.schema import Event, FittedFeature, Modality, Timeline
+from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, numeric_view
+
+
+@dataclass
+class StayBatch:
+    """B stays, every present modality as a view of its own.
+
+    Attributes:
+        stay_ids: int64[B].
+        present: bool[B, M], in the order of ``modalities``.
+        modalities: names.
+        views: per modality the inputs of the stays that hold it, in batch order.
+    """
+
+    stay_ids: Tensor
+    present: Tensor
+    modalities: tuple[str, ...]
+    views: dict[str, View]
+
+    def __post_init__(self) -> None:
+        if tuple(self.present.shape) != (len(self.stay_ids), len(self.modalities)):
+            raise ValueError(f"stay batch: {len(self.stay_ids)} stays, present {tuple(self.present.shape)}")
+        for column, name in enumerate(self.modalities):
+            count, held = len(self.views.get(name, ())), int(self.present[:, column].sum())
+            if count != held:
+                raise ValueError(f"stay batch: {held} stays hold {name}, its view holds {count}")
+
+    def masked(self, present: Tensor) -> StayBatch:
+        """The same stays with fewer modalities: ``present`` bool[B, M], a subset of this batch's."""
+        if (present & ~self.present).any():
+            raise ValueError("stay batch: a modality that is missing cannot be made present")
+        views = {}
+        for column, name in enumerate(self.modalities):
+            if name in self.views:
+                views[name] = self.views[name].select(present[:, column][self.present[:, column]])
+        return StayBatch(self.stay_ids, present, self.modalities, views)
+
+    def to(self, device: torch.device) -> StayBatch:
+        """The same batch on a device."""
+        views = {name: view.to(device) for name, view in self.views.items()}
+        return StayBatch(self.stay_ids.to(device), self.present.to(device), self.modalities, views)
+
+
+class InputReader:
+    """Events of one modality to encoder inputs: standardised numbers, text, pixels.
+
+    Everything that turns a raw value into a tensor is here, for batches of a prepared folder and for single events that
+    a user streams.
+    """
+
+    def __init__(self, modality: Modality, features: Sequence[FittedFeature], image_pixels: int) -> None:
+        self.modality = modality
+        self.features = tuple(f for f in features if f.modality == modality.name)
+        self.image_pixels = image_pixels
+        self._first_id = self.features[0].feature_id if self.features else 0
+        self._standardise = Standardiser(self.features)
+
+    def columns(self, feature_ids: np.ndarray) -> np.ndarray:
+        """Position of each feature id within the modality; an id of another modality is an error."""
+        columns = np.asarray(feature_ids, dtype=np.int64) - self._first_id
+        if columns.size and (columns.min() < 0 or columns.max() >= len(self.features)):
+            raise TrajlmError(f"an event of {self.modality.name} holds a feature id of another modality")
+        return columns
+
+    def dense(self, lengths: np.ndarray, feature_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ragged measurements to float32[E, F] standardised values and bool[E, F] observed.
+
+        Args:
+            lengths: int[E], measurements of each event.
+            feature_ids, values: int[K], float[K] of all events, one after another.
+        """
+        columns = self.columns(feature_ids)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        dense = np.zeros((len(lengths), len(self.features)), dtype=np.float32)
+        observed = np.zeros(dense.shape, dtype=bool)
+        dense[rows, columns] = self._standardise(np.asarray(values), columns)
+        observed[rows, columns] = True
+        return dense, observed
+
+    def pixels(self, image: bytes) -> np.ndarray:
+        """uint8[P, P] of an encoded picture."""
+        with Image.open(io.BytesIO(image)) as picture:
+            grey = picture.convert("L")
+            if grey.size != (self.image_pixels, self.image_pixels):
+                raise TrajlmError(
+                    f"a picture of {self.modality.name} has {grey.size[0]} x {grey.size[1]} pixels, expected "
+                    f"{self.image_pixels} x {self.image_pixels} (prepare.image_pixels)"
+                )
+            return np.asarray(grey, dtype=np.uint8)
+
+
+class ModalityStore:
+    """All events of one modality, grouped by stay; reads encoder inputs from them."""
+
+    def __init__(self, reader: InputReader, events: pl.DataFrame, event_rows: np.ndarray, stay_bounds: np.ndarray):
+        self.reader = reader
+        self.event_rows = event_rows  # int64[n]: row of each event among all events of the folder
+        self._bounds = np.searchsorted(event_rows, stay_bounds)  # int64[stays + 1]
+        self._hours = events["hours_since_admission"].to_numpy()
+        if reader.modality.kind == "numeric":
+            lengths = events["feature_ids"].list.len().to_numpy().astype(np.int64)
+            self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+            self._feature_ids = events["feature_ids"].explode().drop_nulls().to_numpy()
+            self._values = events["values"].explode().drop_nulls().to_numpy()
+        else:
+            self._payload = events[reader.modality.kind]
+
+    def count(self, stays: np.ndarray) -> np.ndarray:
+        """int64[len(stays)]: events of each stay (positions in ``Prepared.stays``)."""
+        return self._bounds[stays + 1] - self._bounds[stays]
+
+    def rows(self, stay: int) -> slice:
+        """The stay's events in this store."""
+        return slice(int(self._bounds[stay]), int(self._bounds[stay + 1]))
+
+    def _numeric(self, stays: np.ndarray) -> NumericView:
+        rows = self._all_rows(stays)
+        lengths = (self._offsets[1:] - self._offsets[:-1])[rows]
+        cells = np.repeat(self._offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        values, observed = self.reader.dense(lengths, self._feature_ids[cells], self._values[cells])
+        cuts = np.cumsum(self.count(stays))[:-1]
+        return numeric_view(np.split(values, cuts), np.split(observed, cuts), np.split(self._hours[rows], cuts))
+
+    def _all_rows(self, stays: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.arange(self.rows(s).start, self.rows(s).stop) for s in stays])
+
+    def event_view(self, stays: np.ndarray) -> tuple[View, np.ndarray]:
+        """Every event of these stays as an input of its own, and int64[N], its row among all events."""
+        rows = self._all_rows(stays)
+        if self.reader.modality.kind == "numeric":
+            return self._numeric(stays).single_steps(), self.event_rows[rows]
+        return self._payload_view([[int(r)] for r in rows]), self.event_rows[rows]
+
+    def stay_view(self, stays: np.ndarray, chosen: np.ndarray | None = None) -> View:
+        """Whole stays as inputs: all steps of a series, the distinct notes joined, the latest picture (A.1).
+
+        Args:
+            stays: int[N], positions of stays that all hold the modality.
+            chosen: int[N], to show only that event of the stay; -1 for the whole stay. None: all whole.
+        """
+        if chosen is None:
+            chosen = np.full(len(stays), -1)
+        if self.reader.modality.kind == "numeric":
+            return self._numeric(stays).keep_step(chosen)
+        groups = []
+        for stay, choice in zip(stays, chosen, strict=True):
+            rows = self.rows(stay)
+            groups.append(list(range(rows.start, rows.stop)) if choice < 0 else [rows.start + int(choice)])
+        return self._payload_view(groups)
+
+    def _payload_view(self, groups: list[list[int]]) -> TextView | ImageView:
+        if self.reader.modality.kind == "text":
+            return TextView(["\n".join(dict.fromkeys(self._payload[r] for r in group)) for group in groups])
+        pixels = np.stack([self.reader.pixels(self._payload[group[-1]]) for group in groups])
+        return ImageView(torch.from_numpy(pixels))
+
+
+class Prepared:
+    """A prepared folder, opened.
+
+    Attributes:
+        folder: where it lies.
+        manifest: its ``manifest.json``.
+        modalities: in the order that breaks ties between events of the same time.
+        features: fitted on the training split.
+        stays: ``stays.parquet``, sorted by stay_id.
+        hours: float64[E] of every event; events are grouped by stay, in order of time.
+        modality_index: int64[E], position in ``modalities``.
+        bounds: int64[stays + 1], the events of stay i are rows ``bounds[i]:bounds[i + 1]``.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            raise TrajlmError(
+                f"{self.folder} is not a prepared folder: no manifest.json; make one with `trajlm prepare`"
+            )
+        self.manifest = json.loads(path.read_text())
+        self.modalities = tuple(Modality(**entry) for entry in self.manifest["modalities"])
+        listed = json.loads((self.folder / "features.json").read_text())["features"]
+        self.features = tuple(FittedFeature(**entry) for entry in listed)
+        self.stays = pl.read_parquet(self.folder / "stays.parquet").sort("stay_id")
+        self._events = pl.read_parquet(self.folder / "events" / "*.parquet")
+        self._position = {stay_id: i for i, stay_id in enumerate(self.stays["stay_id"])}
+        order = {modality.name: i for i, modality in enumerate(self.modalities)}
+        self.hours = self._events["hours_since_admission"].to_numpy()
+        self.modality_index = self._events["modality"].replace_strict(order, return_dtype=pl.Int64).to_numpy()
+        self._check_order()
+        self.bounds = np.searchsorted(
+            self._events["stay_id"].to_numpy(), np.append(self.stays["stay_id"].to_numpy(), np.iinfo(np.int64).max)
+        )
+        self.readers = {m.name: InputReader(m, self.features, self.image_pixels) for m in self.modalities}
+
+    def _check_order(self) -> None:
+        keys = pl.DataFrame({"s": self._events["stay_id"], "h": self.hours, "m": self.modality_index})
+        if not keys.equals(keys.sort("s", "h", "m")):
+            raise TrajlmError(f"{self.folder}: events are not sorted by stay, time and modality; prepare it again")
+        unknown = set(self._events["stay_id"].unique()) - set(self._position)
+        if unknown:
+            raise TrajlmError(f"{self.folder}: {len(unknown)} stays have events and no row in stays.parquet")
+
+    @property
+    def image_pixels(self) -> int:
+        """Side of the stored pictures."""
+        return int(self.manifest["settings"]["image_pixels"])
+
+    @property
+    def published_splits(self) -> bool:
+        """Whether the splits came from a file rather than from us."""
+        return self.manifest["split_source"] == "published"
+
+    @cached_property
+    def stores(self) -> dict[str, ModalityStore]:
+        """Events by modality; only modalities that have any."""
+        stores = {}
+        for index, modality in enumerate(self.modalities):
+            rows = np.flatnonzero(self.modality_index == index)
+            if len(rows):
+                stores[modality.name] = ModalityStore(
+                    self.readers[modality.name], self._events[rows], rows, self.bounds
+                )
+        return stores
+
+    def positions(self, *splits: str) -> np.ndarray:
+        """int64[n]: positions of the stays of these splits, in order of stay_id."""
+        return np.flatnonzero(self.stays["split"].is_in(splits).to_numpy())
+
+    def position(self, stay_id: int | str) -> int:
+        """Position of a stay, or an error that says what to look at."""
+        try:
+            return self._position[int(stay_id)]
+        except (KeyError, ValueError):
+            some = ", ".join(str(s) for s in self.stays["stay_id"].head(3))
+            raise TrajlmError(f"stay {stay_id} is not in {self.folder}; it holds {some}, ...") from None
+
+    def present(self, stays: np.ndarray, modalities: Sequence[str]) -> Tensor:
+        """bool[len(stays), len(modalities)]: whether the stay holds an event of the modality."""
+        columns = [
+            self.stores[m].count(stays) > 0 if m in self.stores else np.zeros(len(stays), bool) for m in modalities
+        ]
+        return torch.from_numpy(np.stack(columns, axis=1))
+
+    def stay_batch(
+        self,
+        stays: np.ndarray,
+        modalities: Sequence[str],
+        event_view_probability: float = 0.0,
+        random: np.random.Generator | None = None,
+    ) -> StayBatch:
+        """Whole stays, or with some probability a single random event of a modality, as encoder inputs."""
+        present = self.present(stays, modalities)
+        views: dict[str, View] = {}
+        for column, name in enumerate(modalities):
+            held = stays[present[:, column].numpy()]
+            if not len(held):
+                continue
+            chosen = np.full(len(held), -1)
+            if event_view_probability > 0 and random is not None:
+                single = random.random(len(held)) < event_view_probability
+                chosen = np.where(single, random.integers(0, self.stores[name].count(held)), -1)
+            views[name] = self.stores[name].stay_view(held, chosen)
+        stay_ids = torch.from_numpy(self.stays["stay_id"].to_numpy()[stays])
+        return StayBatch(stay_ids, present, tuple(modalities), views)
+
+    def timeline(self, stay_id: int | str) -> Timeline:
+        """All of a stay, in order."""
+        position = self.position(stay_id)
+        row = self.stays.row(position, named=True)
+        events = []
+        for item in self._events[int(self.bounds[position]) : int(self.bounds[position + 1])].iter_rows(named=True):
+            numeric = item["feature_ids"] is not None
+            events.append(
+                Event(
+                    hours_since_admission=item["hours_since_admission"],
+                    modality=item["modality"],
+                    feature_ids=tuple(item["feature_ids"]) if numeric else (),
+                    values=tuple(item["values"]) if numeric else (),
+                    text=item["text"],
+                    image=item["image"],
+                )
+            )
+        targets = {k.removeprefix("target_"): v for k, v in row.items() if k.startswith("target_")}
+        return Timeline(row["stay_id"], row["subject_id"], row["split"], row["hours_in_unit"], targets, tuple(events))
+
+
+def load_prepared(path: Path | str) -> Prepared:
+    """Open a prepared folder."""
+    return Prepared(path)

@@ -1,0 +1,165 @@
+"""Stage 1: encoders and missing tokens by Masked Global Alignment, prepared folder to run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from trajlm.alignment import (
+    TEMPERATURE_BOUNDS,
+    drop_modalities,
+    global_representation,
+    masked_global_alignment_loss,
+    missing_token_loss,
+)
+from trajlm.assemble import build_encoders, learnable_modalities, save_encoders
+from trajlm.cards import pretraining_card
+from trajlm.checkpoint import RunFolder, data_fingerprint, write_text
+from trajlm.config import PretrainingConfig, Recipe
+from trajlm.dataset import Prepared, StayBatch, load_prepared
+from trajlm.distributed import gather_stays
+from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.errors import TrajlmError
+from trajlm.retrieval import recall_at_k, silhouette
+from trajlm.schema import HELD_OUT, TRAIN, TUNING
+from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
+
+
+class AlignmentObjective(nn.Module):
+    """Masked Global Alignment over a batch of stays, all processes' stays together.
+
+    In training with modality dropout and the missing tokens' own loss; in evaluation the alignment loss alone, which
+    picks the checkpoint.
+    """
+
+    def __init__(self, encoders: AlignedEncoders, config: PretrainingConfig) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+        self.modality_dropout = config.modality_dropout
+        self.missing_token_loss_weight = config.missing_token_loss_weight
+
+    @property
+    def temperature(self) -> Tensor:
+        """float[], within its bounds. The parameter itself is clamped: a clamped output would have no gradient back."""
+        with torch.no_grad():
+            self.log_temperature.clamp_(*(float(np.log(bound)) for bound in TEMPERATURE_BOUNDS))
+        return self.log_temperature.exp()
+
+    def forward(self, batch: StayBatch) -> Tensor:
+        """float[] loss in nats."""
+        if self.training:
+            batch = batch.masked(drop_modalities(batch.present, self.modality_dropout))
+        latents, present = self.encoders(batch), batch.present
+        if not self.training:
+            return masked_global_alignment_loss(latents, present, self.temperature)
+        latents, present = gather_stays(latents, present)
+        loss = masked_global_alignment_loss(latents, present, self.temperature)
+        tokens = missing_token_loss(self.encoders.missing_tokens, latents, present)
+        return loss + self.missing_token_loss_weight * tokens
+
+
+def pretrain(recipe: Recipe) -> Path:
+    """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder."""
+    if recipe.data is None or recipe.out is None:
+        raise TrajlmError("pretraining needs --data PREPARED and --out RUN")
+    prepared = load_prepared(recipe.data)
+    accelerator = make_accelerator(unused_parameters=True)
+    torch.manual_seed(recipe.seed)
+    # Whatever the settings get wrong shows before the run folder is made.
+    objective = AlignmentObjective(build_encoders(prepared, recipe.encoder), recipe.pretraining)
+    inputs = {"data": data_fingerprint(prepared.folder)}
+    run = RunFolder(recipe.out, "pretraining", recipe, inputs, accelerator.is_main_process)
+    if run.finished:
+        print(f"{run.path}: pretraining is finished already")
+        return run.path
+    left_out = {m.name for m in prepared.modalities} - {m.name for m in learnable_modalities(prepared)}
+    if left_out and run.main:
+        print(f"no training stay holds {', '.join(sorted(left_out))}: no encoder is trained for it")
+    encoders = objective.encoders
+
+    def collate(stays: np.ndarray, random: np.random.Generator | None) -> StayBatch:
+        share = recipe.pretraining.event_view_probability if random is not None else 0.0
+        return prepared.stay_batch(stays, encoders.modalities, share, random)
+
+    train = prepared.positions(TRAIN)
+    if not (prepared.present(train, encoders.modalities).sum(dim=1) >= 2).any():
+        raise TrajlmError(f"{prepared.folder}: no training stay holds two modalities, so there is nothing to align")
+    stage = Stage(
+        name="alignment",
+        module=objective,
+        train=train,
+        tuning=prepared.positions(TUNING),
+        collate=collate,
+        global_loss=True,
+    )
+    Trainer(stage, loop_settings(recipe), run, accelerator).fit()
+    if run.main:
+        save_encoders(encoders, run.path)
+        metrics = evaluate_alignment(prepared, objective)
+        write_text(run.path / "README.md", pretraining_card(recipe, prepared, metrics))
+        run.finish(metrics)
+    accelerator.wait_for_everyone()
+    return run.path
+
+
+def loop_settings(recipe: Recipe) -> LoopSettings:
+    """Adam, constant rate, patience on the tuning loss (method 3)."""
+    p = recipe.pretraining
+    return LoopSettings(
+        p.epochs, p.patience, p.batch_size, p.learning_rate, p.weight_decay, recipe.seed, decoupled=False
+    )
+
+
+@torch.no_grad()
+def encode_stays(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32[N, M, D] whole-stay latents with missing tokens, and bool[N, M] presence."""
+    device = encoders.missing_tokens.device
+    latents, present = [], []
+    for start in range(0, len(stays), 256):
+        batch = prepared.stay_batch(stays[start : start + 256], encoders.modalities)
+        latents.append(encoders(batch.to(device)).cpu().numpy())
+        present.append(batch.present.numpy())
+    return np.concatenate(latents), np.concatenate(present)
+
+
+def evaluate_alignment(prepared: Prepared, objective: AlignmentObjective) -> dict[str, Any]:
+    """Recall@K beside chance, silhouette, and how far the global representation moves when a modality is masked."""
+    encoders = objective.encoders.eval()
+    metrics: dict[str, Any] = {"temperature": float(objective.temperature.detach()), "splits": {}}
+    for split in (TUNING, HELD_OUT):
+        stays = prepared.positions(split)
+        if not len(stays):
+            continue
+        latents, present = encode_stays(prepared, encoders, stays)
+        pairs = recall_at_k(latents, present, encoders.modalities)
+        mean = pairs.group_by("k").agg(pl.col("recall", "random").mean()).sort("k")
+        metrics["splits"][split] = {
+            "stays": len(stays),
+            "recall_mean_over_pairs": mean.to_dicts(),
+            "recall_by_pair": pairs.to_dicts(),
+            "silhouette": silhouette(latents, present, encoders.modalities),
+            "movement_when_masked": movement_when_masked(latents, present, encoders.modalities),
+        }
+    return metrics
+
+
+def movement_when_masked(latents: np.ndarray, present: np.ndarray, modalities: tuple[str, ...]) -> dict[str, float]:
+    """Mean 1 - cosine between a stay's global representation with and without a modality, where it holds another."""
+    whole = torch.from_numpy(latents)
+    held = torch.from_numpy(present)
+    full = global_representation(whole, held)
+    moved = {}
+    for column, name in enumerate(modalities):
+        both = held[:, column] & (held.sum(dim=1) >= 2)
+        if both.any():
+            masked = held[both].clone()
+            masked[:, column] = False
+            cosine = (global_representation(whole[both], masked) * full[both]).sum(dim=-1)
+            moved[name] = float((1 - cosine).mean())
+    return moved

@@ -1,0 +1,191 @@
+"""What an encoder reads: one view per kind of input, each a batch that checks its own shapes.
+
+A view holds only inputs that are present: an absent modality never reaches an encoder. A whole stay, a window and a
+single event are the same view with more or fewer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajlm.schema import FittedFeature
+
+
+def signed_log(values: np.ndarray) -> np.ndarray:
+    """``sign(x) log(1 + |x|)``, the paper's input scale (B.1)."""
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+class Standardiser:
+    """Values in their features' units to training-split z-scores of their signed log; categories stay 1."""
+
+    def __init__(self, features: Sequence[FittedFeature]) -> None:
+        self._mean = np.array([f.mean for f in features], dtype=np.float64)
+        self._std = np.array([f.std for f in features], dtype=np.float64)
+        self._category = np.array([f.kind == "category" for f in features], dtype=bool)
+
+    def __call__(self, values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """float32[K] of values float[K], whose features stand at ``columns`` int[K]."""
+        scaled = (signed_log(values.astype(np.float64)) - self._mean[columns]) / self._std[columns]
+        return np.where(self._category[columns], values, scaled).astype(np.float32)
+
+
+@dataclass
+class CarriedState:
+    """The last known value of every feature of a modality, carried forward (method 6).
+
+    Attributes:
+        value: float32[..., F], standardised; 0 where never observed.
+        last_hours: float64[..., F], hours since admission of that value; NaN where never observed.
+    """
+
+    value: np.ndarray
+    last_hours: np.ndarray
+
+    @classmethod
+    def unobserved(cls, *shape: int) -> CarriedState:
+        """Nothing known yet, for features of this shape ``[..., F]``."""
+        return cls(np.zeros(shape, dtype=np.float32), np.full(shape, np.nan))
+
+    def advance(self, values: np.ndarray, observed: np.ndarray, hours: np.ndarray) -> CarriedState:
+        """The state after a step of ``values`` and ``observed`` [..., F] at ``hours`` [...]."""
+        value = np.where(observed, values, self.value)
+        return CarriedState(value, np.where(observed, hours[..., None], self.last_hours))
+
+    def features(self, hours: np.ndarray) -> np.ndarray:
+        """float32[..., 3F]: last value, whether ever observed, and log(1 + hours since) as of ``hours``."""
+        ever = ~np.isnan(self.last_hours)
+        since = np.log1p(np.where(ever, hours[..., None] - self.last_hours, 0.0))
+        return np.concatenate([self.value, ever, since], axis=-1).astype(np.float32)
+
+
+@dataclass
+class NumericView:
+    """N inputs of S steps over the F features of one modality; steps are right-padded.
+
+    Attributes:
+        values: float32[N, S, F], standardised; 0 where not observed.
+        observed: bool[N, S, F].
+        state: float32[N, S, 3F], carried-forward state after each step.
+        hours: float32[N, S], hours since admission.
+        steps: bool[N, S], False for padding, where nothing is observed.
+    """
+
+    values: Tensor
+    observed: Tensor
+    state: Tensor
+    hours: Tensor
+    steps: Tensor
+
+    def __post_init__(self) -> None:
+        n, s, f = self.values.shape
+        expected = {"observed": (n, s, f), "state": (n, s, 3 * f), "hours": (n, s), "steps": (n, s)}
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"numeric view: expected {name} of shape {shape}, came {getattr(self, name).shape}")
+        if n and not self.steps[:, 0].all():
+            raise ValueError("numeric view: every input needs at least one step, and padding belongs at the end")
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def select(self, rows: Tensor) -> NumericView:
+        """The inputs of these rows (bool[N] or int[K])."""
+        return NumericView(*(getattr(self, n)[rows] for n in ("values", "observed", "state", "hours", "steps")))
+
+    def to(self, device: torch.device) -> NumericView:
+        """The same view on a device."""
+        names = ("values", "observed", "state", "hours", "steps")
+        return NumericView(*(getattr(self, n).to(device) for n in names))
+
+    def single_steps(self) -> NumericView:
+        """Every real step as an input of its own, in order: ``N' = steps.sum()``, ``S = 1``."""
+        names = ("values", "observed", "state", "hours", "steps")
+        return NumericView(*(getattr(self, n)[self.steps].unsqueeze(1) for n in names))
+
+    def keep_step(self, chosen: np.ndarray) -> NumericView:
+        """Reduce inputs to one step: ``chosen`` int[N] names it, -1 keeps the whole input."""
+        names = ("values", "observed", "state", "hours", "steps")
+        parts = {n: getattr(self, n).clone() for n in names}
+        for row in np.flatnonzero(chosen >= 0):
+            for name in ("values", "observed", "state", "hours"):
+                parts[name][row, 0] = getattr(self, name)[row, int(chosen[row])]
+            # Padding observes nothing: an encoder that averages over steps must not see what was left out.
+            parts["values"][row, 1:], parts["observed"][row, 1:], parts["steps"][row, 1:] = 0.0, False, False
+        return NumericView(**parts)
+
+
+def numeric_view(
+    values: Sequence[np.ndarray], observed: Sequence[np.ndarray], hours: Sequence[np.ndarray]
+) -> NumericView:
+    """Pad timelines of one modality to a view and carry their state forward.
+
+    Args:
+        values: per input float32[S_i, F].
+        observed: per input bool[S_i, F].
+        hours: per input float[S_i], not decreasing.
+    """
+    n, s, f = len(values), max(len(v) for v in values), values[0].shape[1]
+    padded = np.zeros((n, s, f), dtype=np.float32)
+    mask = np.zeros((n, s, f), dtype=bool)
+    clock = np.zeros((n, s))
+    steps = np.zeros((n, s), dtype=bool)
+    for i, (v, o, h) in enumerate(zip(values, observed, hours, strict=True)):
+        padded[i, : len(v)], mask[i, : len(v)], clock[i, : len(v)], steps[i, : len(v)] = v, o, h, True
+        clock[i, len(v) :] = h[-1]
+    state = CarriedState.unobserved(n, f)
+    carried = np.zeros((n, s, 3 * f), dtype=np.float32)
+    for step in range(s):
+        state = state.advance(padded[:, step], mask[:, step], clock[:, step])
+        carried[:, step] = state.features(clock[:, step])
+    tensors = (padded, mask, carried, clock.astype(np.float32), steps)
+    return NumericView(*(torch.from_numpy(array) for array in tensors))
+
+
+@dataclass
+class TextView:
+    """N notes."""
+
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Tensor) -> TextView:
+        """The notes of these rows (bool[N] or int[K])."""
+        indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        return TextView([self.texts[int(i)] for i in indices])
+
+    def to(self, device: torch.device) -> TextView:
+        """Text lives nowhere in particular."""
+        return self
+
+
+@dataclass
+class ImageView:
+    """N greyscale pictures, ``pixels`` uint8[N, P, P]."""
+
+    pixels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or self.pixels.shape[1] != self.pixels.shape[2] or self.pixels.dtype != torch.uint8:
+            raise ValueError(f"expected pixels uint8[N, P, P], came {self.pixels.dtype}{tuple(self.pixels.shape)}")
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def select(self, rows: Tensor) -> ImageView:
+        """The pictures of these rows (bool[N] or int[K])."""
+        return ImageView(self.pixels[rows])
+
+    def to(self, device: torch.device) -> ImageView:
+        """The same view on a device."""
+        return ImageView(self.pixels.to(device))
+
+
+View = NumericView | TextView | ImageView
