@@ -1,0 +1,158 @@
+"""The one place that puts models together, from a recipe or from a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from trajlm.backbones import (
+    bare_trunk,
+    build_backbone,
+    load_adapter,
+    load_trunk,
+    starts_at_random,
+    tunes_fully,
+    uses_bf16,
+)
+from trajlm.checkpoint import data_fingerprint, read_run, write_tensors, write_text
+from trajlm.config import BackboneConfig, EncoderConfig, Recipe
+from trajlm.dataset import Prepared
+from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.errors import TrajlmError
+from trajlm.schema import TRAIN, FittedFeature, Modality
+from trajlm.tasks import Task, build_tasks
+from trajlm.trajectory import TrajectoryModel, inputs_json
+
+ENCODER_WEIGHTS, SEQUENCE_WEIGHTS = "encoders.safetensors", "trajectory.safetensors"
+ADAPTER, BACKBONE = "adapter", "backbone"
+
+
+def learnable_modalities(prepared: Prepared) -> list[Modality]:
+    """Modalities that some training stay holds; an encoder of any other could learn nothing."""
+    train = prepared.stays.filter(pl.col("split") == TRAIN)
+    return [m for m in prepared.modalities if train[f"present_{m.name}"].any()]
+
+
+def build_encoders(prepared: Prepared, config: EncoderConfig) -> AlignedEncoders:
+    """Fresh encoders for the modalities of a prepared folder."""
+    known = [m.name for m in prepared.modalities]
+    unknown = sorted(set(config.by_modality) - set(known))
+    if unknown:
+        raise TrajlmError(
+            f"encoder.by_modality names {', '.join(unknown)}; the cohort's modalities are {', '.join(known)}"
+        )
+    learnable = learnable_modalities(prepared)
+    if not learnable:
+        raise TrajlmError(f"{prepared.folder}: no training stay holds any event")
+    return AlignedEncoders(learnable, prepared.features, config)
+
+
+def save_encoders(encoders: AlignedEncoders, folder: Path) -> None:
+    """Weights, and what they need to be put together again."""
+    write_tensors(folder / ENCODER_WEIGHTS, encoders.state_dict())
+    note = {"encoded_modalities": list(encoders.modalities)}
+    write_text(folder / "encoders.json", json.dumps(note, indent=1))
+
+
+def load_encoders(run: Path, prepared: Prepared) -> tuple[AlignedEncoders, EncoderConfig]:
+    """The encoders of a pretraining run, for a folder prepared with the same vocabulary."""
+    about = read_run(run)
+    if about["stage"] != "pretraining":
+        raise TrajlmError(f"--encoders {run}: expected a run of pretrain.py, came a run of {about['stage']}")
+    if not (run / "metrics.json").exists():
+        raise TrajlmError(f"--encoders {run}: pretraining has not finished there; run pretrain.py again to resume it")
+    config = EncoderConfig(**about["recipe"]["encoder"])
+    if about["inputs"]["data"] != data_fingerprint(prepared.folder):
+        raise TrajlmError(
+            f"--encoders {run} was pretrained on another prepared folder than {prepared.folder}: its splits and "
+            "statistics may differ, and its training stays may be held out here; pretrain on this one"
+        )
+    note = json.loads((run / "encoders.json").read_text())
+    modalities = {m.name: m for m in prepared.modalities}
+    encoders = AlignedEncoders([modalities[n] for n in note["encoded_modalities"]], prepared.features, config)
+    encoders.load_state_dict(load_file(run / ENCODER_WEIGHTS))
+    return encoders, config
+
+
+def build_trajectory_model(
+    recipe: Recipe, prepared: Prepared, encoders: AlignedEncoders, tasks: list[Task], device: torch.device
+) -> TrajectoryModel:
+    """A sequence model ready to be fine-tuned."""
+    return TrajectoryModel(
+        encoders,
+        build_backbone(recipe.backbone),
+        tasks,
+        prepared.modalities,
+        prepared.features,
+        prepared.image_pixels,
+        hours=recipe.finetuning.time_encoding == "hours",
+        max_events=recipe.finetuning.max_events,
+        bf16=uses_bf16(recipe.backbone, device),
+    )
+
+
+def _without_backbone(model: TrajectoryModel) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")}
+
+
+def save_trajectory_model(
+    model: TrajectoryModel, backbone: BackboneConfig, encoder: EncoderConfig, folder: Path
+) -> None:
+    """Everything ``from_pretrained`` needs, as safetensors and JSON; the frozen base weights are named, not copied.
+
+    A backbone whose weights were all trained, or started at random, is saved whole.
+    """
+    write_tensors(folder / SEQUENCE_WEIGHTS, _without_backbone(model))
+    write_text(folder / "inputs.json", inputs_json(model))
+    if starts_at_random(backbone) or tunes_fully(backbone):
+        bare_trunk(model.backbone, backbone.name).save_pretrained(folder / BACKBONE)  # type: ignore[operator]
+    if not tunes_fully(backbone):
+        model.backbone.save_pretrained(folder / ADAPTER)  # type: ignore[operator]
+
+
+def load_trajectory_model(run: Path | str) -> TrajectoryModel:
+    """See :meth:`TrajectoryModel.from_pretrained`."""
+    folder = Path(run)
+    if not folder.exists() and str(run).count("/") == 1:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(run), allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.md"]))
+    about = read_run(folder)
+    if about["stage"] != "finetuning":
+        raise TrajlmError(f"{run}: expected a run of finetune.py, came a run of {about['stage']}")
+    if not (folder / SEQUENCE_WEIGHTS).exists():
+        raise TrajlmError(f"{run}: fine-tuning has not finished there; run finetune.py again to resume it")
+    settings: dict[str, Any] = about["recipe"]
+    inputs = json.loads((folder / "inputs.json").read_text())
+    modalities = {entry["name"]: Modality(**entry) for entry in inputs["modalities"]}
+    features = [FittedFeature(**entry) for entry in inputs["features"]]
+    backbone = BackboneConfig(**settings["backbone"])
+    encoded = [modalities[name] for name in inputs["encoded_modalities"]]
+    model = TrajectoryModel(
+        AlignedEncoders(encoded, features, EncoderConfig(**settings["encoder"])),
+        _trained_backbone(folder, backbone),
+        build_tasks(settings["finetuning"]["tasks"]),
+        list(modalities.values()),
+        features,
+        inputs["image_pixels"],
+        hours=settings["finetuning"]["time_encoding"] == "hours",
+        max_events=settings["finetuning"]["max_events"],
+    )
+    weights = load_file(folder / SEQUENCE_WEIGHTS)
+    expected = set(_without_backbone(model))
+    if expected != set(weights):
+        raise TrajlmError(f"{run}: {SEQUENCE_WEIGHTS} does not fit: {sorted(expected ^ set(weights))[:3]}")
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def _trained_backbone(folder: Path, config: BackboneConfig) -> nn.Module:
+    saved = folder / BACKBONE
+    trunk = load_trunk(config.name, saved if saved.exists() else None)
+    return trunk if tunes_fully(config) else load_adapter(trunk, folder / ADAPTER)

@@ -1,0 +1,1 @@
+"""Static fusions: one latent per modality to one vector per stay, one file each."""

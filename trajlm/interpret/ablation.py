@@ -1,0 +1,115 @@
+"""What happens when a modality goes missing: beliefs and attention of a whole cohort, before and after (paper, 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+import torch
+
+from trajlm.interpret.attention import read_with_attention, static_share
+from trajlm.latents import TrajectoryBatch
+from trajlm.trajectory import TrajectoryModel
+
+NOTHING = "nothing"
+
+
+@torch.no_grad()
+def cohort_ablation(
+    model: TrajectoryModel, batches: Iterable[TrajectoryBatch], modalities: Sequence[str]
+) -> pl.DataFrame:
+    """Last belief and attention on static events of every stay, with nothing and with each modality ablated.
+
+    Args:
+        model: fine-tuned.
+        batches: the cohort's timelines.
+        modalities: to ablate, one at a time.
+
+    Returns:
+        one row per stay, and one more per modality it holds: stay_id, ablated ("nothing" or the modality), events
+        left, event_index and hours_since_admission of the last belief, static_share (null without a static event),
+        and for each target t ``belief_<t>`` and ``target_<t>``. A stay that holds only the ablated modality has no
+        belief left: its row says 0 events and null.
+    """
+    model.eval()
+    frames = []
+    for batch in batches:
+        frames.append(_last_beliefs(model, batch, NOTHING))
+        for modality in modalities:
+            kept = batch.modality != model.encoders.modalities.index(modality)
+            holds = (~kept & batch.present).any(dim=1)
+            remains = (kept & batch.present).any(dim=1)
+            if (holds & remains).any():
+                ablated = batch.select(holds & remains).keep(kept[holds & remains])
+                frames.append(_last_beliefs(model, ablated, modality))
+            if (holds & ~remains).any():
+                alone = {"stay_id": batch.stay_ids[holds & ~remains].cpu().numpy(), "ablated": modality, "events": 0}
+                frames.append(pl.DataFrame(alone).with_columns(pl.col("events").cast(pl.Int64)))
+    return pl.concat(frames, how="diagonal")
+
+
+def _last_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) -> pl.DataFrame:
+    last = batch.present.sum(dim=1) - 1
+    rows = torch.arange(len(last), device=last.device)
+    output, maps = read_with_attention(model, batch)
+    beliefs = model.beliefs_of(output.readouts[rows, last])
+    columns: dict[str, Any] = {
+        "stay_id": batch.stay_ids.cpu().numpy(),
+        "ablated": [ablated] * len(last),
+        "events": (last + 1).cpu().numpy(),
+        "event_index": batch.event_index[rows, last].cpu().numpy(),
+        "hours_since_admission": batch.hours[rows, last].cpu().numpy(),
+        "static_share": static_share(model, batch, maps[-1]).cpu().double().numpy(),
+    }
+    for k, target in enumerate(model.targets):
+        columns[f"belief_{target}"] = beliefs[target].cpu().double().numpy()
+        columns[f"target_{target}"] = batch.targets[:, k].cpu().double().numpy()
+    nan_is_unknown = [pl.col("static_share"), *(pl.col(f"target_{t}") for t in model.targets)]
+    return pl.DataFrame(columns).with_columns(c.fill_nan(None) for c in nan_is_unknown)
+
+
+def anchoring(ablations: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
+    """Every stay before and after each ablation.
+
+    Returns:
+        stay_id, ablated, target, share_before, share_after (attention on static events), belief_before, belief_after.
+    """
+    before = ablations.filter(pl.col("ablated") == NOTHING)
+    after = ablations.filter((pl.col("ablated") != NOTHING) & (pl.col("events") > 0))
+    both = after.join(before, on="stay_id", suffix="_before")
+    frames = [
+        both.select(
+            "stay_id",
+            "ablated",
+            pl.lit(target).alias("target"),
+            pl.col("static_share_before").alias("share_before"),
+            pl.col("static_share").alias("share_after"),
+            pl.col(f"belief_{target}_before").alias("belief_before"),
+            pl.col(f"belief_{target}").alias("belief_after"),
+        )
+        for target in targets
+    ]
+    return pl.concat(frames)
+
+
+def most_divergent_stays(changes: pl.DataFrame, target: str, most: int) -> list[int]:
+    """Stays whose last belief moved most under any ablation, largest first."""
+    moved = (
+        changes.filter(pl.col("target") == target)
+        .with_columns((pl.col("belief_after") - pl.col("belief_before")).abs().alias("moved"))
+        .group_by("stay_id")
+        .agg(pl.col("moved").max())
+        .sort(["moved", "stay_id"], descending=[True, False])
+    )
+    return [int(s) for s in moved["stay_id"].head(most)]
+
+
+def ablated_cohort(ablations: pl.DataFrame, modality: str) -> pl.DataFrame:
+    """The whole cohort as it would look without a modality: stays that never held it keep their belief.
+
+    Stays that hold nothing else have no belief then and are left out.
+    """
+    changed = ablations.filter(pl.col("ablated") == modality)
+    untouched = ablations.filter(pl.col("ablated") == NOTHING).join(changed, on="stay_id", how="anti")
+    return pl.concat([changed.filter(pl.col("events") > 0), untouched]).sort("stay_id")

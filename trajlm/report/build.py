@@ -1,0 +1,204 @@
+"""Findings of a run to the tables a report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from trajlm.dataset import Prepared
+from trajlm.interpret.attention import StayAttention
+from trajlm.metrics import beliefs_at_landmark, reliability_curve
+from trajlm.report.contents import ABLATION_COLUMNS, DIFFERENCE_COLUMNS
+from trajlm.report.page import AblatedStay, AttentionMap, Report, StayPage, TargetInfo
+from trajlm.schema import HELD_OUT, SPLITS, Timeline
+from trajlm.trajectory import TrajectoryModel
+
+SMALL_SAMPLE = 30  # positives under which an interval says little more than "unknown"
+UNITS = {"probability": "", "hours": "h"}
+ARM_TITLES = {"sequence": "sequence model", "static_mlp": "static MLP (late fusion)"}
+STAGE_TITLES = ARM_TITLES | {"alignment": "pretraining (alignment)"}
+
+
+@dataclass(frozen=True)
+class StayFindings:
+    """What was found of one stay: beliefs and attention, and the same without each of some modalities."""
+
+    timeline: Timeline
+    trajectory: pl.DataFrame
+    attention: StayAttention
+    ablated: dict[str, tuple[pl.DataFrame, StayAttention]]
+
+
+def build_report(
+    run: Path,
+    prepared: Prepared,
+    model: TrajectoryModel,
+    metrics: dict[str, Any],
+    ablation: pl.DataFrame,
+    changes: pl.DataFrame,
+    findings: Sequence[StayFindings],
+    pretraining: dict[str, Any] | None,
+    history: Sequence[dict[str, Any]],
+) -> Report:
+    """Everything the page shows, from what the run folder and the analyses hold."""
+    environment = json.loads((run / "environment.json").read_text())
+    held_out = (pretraining or {}).get("splits", {}).get(HELD_OUT)
+    epochs = [*(pretraining or {}).get("history", []), *history]
+    manifest = prepared.manifest
+    return Report(
+        title=f"Beliefs of a trajectory model on {manifest['release']}",
+        subtitle=_sentence(metrics["description"]),
+        targets=[
+            TargetInfo(t["name"], t["title"].capitalize(), UNITS[t["kind"]], t["kind"]) for t in metrics["targets"]
+        ],
+        facts=_facts(run, prepared, environment, metrics, pretraining),
+        warnings=_warnings(prepared, metrics),
+        metrics=_arm_metrics(metrics),
+        calibration=_calibration(run, prepared, metrics),
+        presence=_presence(manifest),
+        retrieval=pl.DataFrame(held_out["recall_by_pair"]) if held_out else None,
+        silhouette=held_out["silhouette"] if held_out else None,
+        training=_training(epochs),
+        stages=_stages(environment, pretraining),
+        accounting=_accounting(manifest),
+        anchoring=changes,
+        difference=_difference(metrics),
+        ablation=_ablation(ablation),
+        details=_details(environment),
+        stays=[_page(found, metrics) for found in findings],
+    )
+
+
+def _facts(
+    run: Path, prepared: Prepared, environment: dict[str, Any], metrics: dict[str, Any], pretraining: dict | None
+) -> list[tuple[str, str]]:
+    import yaml
+
+    recipe = yaml.safe_load((run / "config.yaml").read_text())["recipe"]
+    stays = metrics["stays"]
+    return [
+        ("Cohort", f"{prepared.manifest['cohort']}: {prepared.manifest['release']}"),
+        ("Stays", ", ".join(f"{stays[s]} {s.replace('_', ' ')}" for s in SPLITS)),
+        ("Backbone", f"{recipe['backbone']['name']}, tuning {recipe['backbone']['tuning']}"),
+        ("Encoders", "pretrained with Masked Global Alignment, frozen" if pretraining else "not pretrained, frozen"),
+        ("Seed", str(environment["seed"])),
+        ("Commit", str(environment["git_commit"] or "unknown")[:12]),
+    ]
+
+
+def _details(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    hardware = environment["hardware"]
+    return [
+        ("Versions", ", ".join(f"{k} {v}" for k, v in environment["versions"].items())),
+        ("Hardware", f"{hardware['device']}, {hardware['cpu_count']} CPU cores, {hardware['threads']} threads"),
+    ]
+
+
+def _sentence(text: str) -> str:
+    words = text.replace("held_out", "held-out").removesuffix("; 0 stays without events left out")
+    return words[:1].upper() + words[1:]
+
+
+def _warnings(prepared: Prepared, metrics: dict[str, Any]) -> list[str]:
+    warnings = ["Beliefs were learned from one cohort and were not validated elsewhere."]
+    if prepared.manifest["invented"]:
+        warnings.append("These patients are invented: the figures say that the pipeline works, nothing about medicine.")
+    warnings += [f"Open leak: {leak}" for leak in prepared.manifest["open_leaks"]]
+    rows = [r for r in metrics["arms"][HELD_OUT]["sequence"] if r["landmark"] is None and r["positives"] is not None]
+    few = {r["target"]: r["positives"] for r in rows if r["positives"] < SMALL_SAMPLE}
+    for target, positives in few.items():
+        warnings.append(f"Only {positives} held-out stays are positive for {target}: read intervals, not values.")
+    return warnings
+
+
+def _landmark(hours: float | None) -> str:
+    return "end of window" if hours is None else f"{hours:g} h"
+
+
+def _arm_metrics(metrics: dict[str, Any]) -> pl.DataFrame:
+    frames = []
+    for arm, rows in metrics["arms"][HELD_OUT].items():
+        named = [row | {"arm": ARM_TITLES.get(arm, arm), "landmark": _landmark(row["landmark"])} for row in rows]
+        frames.append(_metric_rows(named))
+    return pl.concat(frames)
+
+
+def _difference(metrics: dict[str, Any]) -> pl.DataFrame:
+    schema = {name: pl.Float64() if name in ("value", "low", "high") else pl.String() for name in DIFFERENCE_COLUMNS}
+    return pl.DataFrame([{name: row[name] for name in schema} for row in metrics["difference"]], schema=schema)
+
+
+def _ablation(ablation: pl.DataFrame) -> pl.DataFrame:
+    return ablation.filter(pl.col("landmark").is_null()).select(ABLATION_COLUMNS)
+
+
+def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    schema = {
+        "arm": pl.String, "target": pl.String, "landmark": pl.String, "metric": pl.String, "value": pl.Float64,
+        "low": pl.Float64, "high": pl.Float64, "stays": pl.Int64, "positives": pl.Int64,
+    }  # fmt: skip
+    return pl.DataFrame([{name: row[name] for name in schema} for row in rows], schema=schema)
+
+
+def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any]) -> pl.DataFrame:
+    """Reliability of both arms' last held-out beliefs, probabilities only."""
+    rows = []
+    for arm, path in (("sequence", run / "beliefs.parquet"), ("static_mlp", run / "static_mlp" / "beliefs.parquet")):
+        beliefs = pl.read_parquet(path).filter(pl.col("split") == HELD_OUT)
+        last = beliefs_at_landmark(beliefs, prepared.stays, None)
+        for target in (t["name"] for t in metrics["targets"] if t["kind"] == "probability"):
+            known = last.filter(pl.col(f"target_{target}").is_not_null())
+            curve = reliability_curve(known[f"target_{target}"].to_numpy(), known[f"belief_{target}"].to_numpy())
+            for i, (mean, observed, count) in enumerate(
+                zip(curve.belief_mean, curve.observed, curve.count, strict=True)
+            ):
+                rows.append((ARM_TITLES[arm], target, i, float(mean), float(observed), int(count)))
+    columns = ["arm", "target", "bin", "belief_mean", "observed", "stays"]
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def _presence(manifest: dict[str, Any]) -> pl.DataFrame:
+    combinations = manifest["combinations"]
+    names = dict.fromkeys(name for split in SPLITS for name in combinations.get(split, {}))
+    rows = [(name, *(combinations.get(split, {}).get(name, 0) for split in SPLITS)) for name in names]
+    return pl.DataFrame(rows, schema=["combination", *SPLITS], orient="row")
+
+
+def _training(epochs: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    rows = [(STAGE_TITLES.get(e["arm"], e["arm"]), e["epoch"], e["train_loss"], e["tuning_loss"]) for e in epochs]
+    return pl.DataFrame(rows, schema=["stage", "epoch", "train_loss", "tuning_loss"], orient="row")
+
+
+def _stages(environment: dict[str, Any], pretraining: dict[str, Any] | None) -> pl.DataFrame:
+    stages = {"pretraining": (pretraining or {}).get("environment"), "fine-tuning": environment}
+    rows = [(name, e["seconds"], e["peak_memory_gb"]) for name, e in stages.items() if e]
+    return pl.DataFrame(rows, schema=["stage", "seconds", "peak_memory_gb"], orient="row")
+
+
+def _accounting(manifest: dict[str, Any]) -> pl.DataFrame:
+    rows = [(name, t["read"], t["kept"], t["rejected"]) for name, t in manifest["tables"].items()]
+    return pl.DataFrame(rows, schema=["table", "read", "kept", "rejected"], orient="row")
+
+
+def _page(found: StayFindings, metrics: dict[str, Any]) -> StayPage:
+    def attention(one: StayAttention) -> AttentionMap:
+        return AttentionMap(one.weights, one.positions)
+
+    names = [t["name"] for t in metrics["targets"]]
+    columns = ["event_index", "hours_since_admission", "modality", "summary"]
+    columns += [f"{prefix}_{name}" for name in names for prefix in ("belief", "change")]
+    return StayPage(
+        stay_id=found.timeline.stay_id,
+        split=found.timeline.split,
+        targets={name: found.timeline.targets.get(name) for name in names},
+        trajectory=found.trajectory.select(columns),
+        attention=attention(found.attention),
+        ablations={
+            name: AblatedStay(frame.select(columns), attention(one)) for name, (frame, one) in found.ablated.items()
+        },
+    )

@@ -1,0 +1,184 @@
+"""Assembles the report: one HTML file that loads nothing from anywhere, and its tables as CSV."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from trajlm.errors import TrajlmError
+from trajlm.report.contents import AblatedStay, AttentionMap, Report, StayPage, TargetInfo
+from trajlm.report.figures import summary_figures
+from trajlm.report.missing import ablation_figures, ablation_table
+from trajlm.report.stays import stay_data
+from trajlm.report.style import base_layout, modality_styles
+from trajlm.report.tables import (
+    Table,
+    anchoring_table,
+    combination_label,
+    metrics_table,
+    name_label,
+    number,
+    plain_table,
+    retrieval_table,
+    write_tables,
+)
+
+__all__ = ["AblatedStay", "AttentionMap", "Report", "StayPage", "TargetInfo", "write_report"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(report: Report, out: Path) -> Path:
+    """Write ``out/tables/*.csv`` and then ``out/index.html``, and return the latter.
+
+    The page is one file: styles, scripts (Plotly once) and data are inside, and its content policy forbids the browser
+    to load anything else. While ``index.html`` is there, it and the tables are whole and of one report.
+
+    Raises:
+        TrajlmError: ``out`` cannot be written.
+    """
+    text = render(report)
+    page = out / "index.html"
+    partial = out / "index.html.partial"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page.unlink(missing_ok=True)
+        write_tables(report, out / "tables")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, page)
+    except OSError as error:
+        raise TrajlmError(f"cannot write the report to {out}: {error.strerror or error}") from error
+    return page
+
+
+def render(report: Report) -> str:
+    """The page as HTML. Everything but our own script and style is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = summary_figures(report) | {"ablation": ablation_figures(report)}
+    shared = {
+        "layout": base_layout(),
+        "figures": {f.key: f.spec for section in figures.values() for f in section},
+        "modalities": modality_styles(report.modalities),
+        "targets": [{"name": t.name, "title": t.title, "unit": t.unit, "kind": t.kind} for t in report.targets],
+    }
+    scripts = [_script(get_plotlyjs()), _script((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        scripts=scripts,
+        # Only scripts of exactly these contents may run: markup that slipped in from a record could not.
+        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts),
+        figures=figures,
+        tables=_tables(report),
+        shared=_json(shared),
+        stays=[_json(stay_data(stay, report.targets)) for stay in report.stays],
+        ablatable=sorted({name for stay in report.stays for name in stay.ablations}),
+        label=name_label,
+        outcomes=[_outcomes(stay, report.targets) for stay in report.stays],
+    )
+
+
+def _tables(report: Report) -> dict[str, Any]:
+    tables: dict[str, Any] = {
+        "performance": [
+            t for t in (metrics_table(report.metrics, target, report.difference) for target in report.targets) if t
+        ],
+        "ablation": [t for t in (ablation_table(report, target) for target in report.targets) if t],
+        "presence": plain_table(
+            report.presence.with_columns(pl.col("combination").map_elements(combination_label, return_dtype=pl.String)),
+            "Stays by combination of modalities",
+            {"combination": "Combination", "train": "train", "tuning": "tuning", "held_out": "held out"},
+        ),
+        "retrieval": None if report.retrieval is None else retrieval_table(report.retrieval),
+        "silhouette": None,
+        "anchoring": None,
+        "accounting": None,
+        "stages": None,
+    }
+    if report.silhouette is not None:
+        rows = [(name_label(name), score) for name, score in report.silhouette.items()]
+        scores = pl.DataFrame(rows, schema={"of": pl.String, "score": pl.Float64}, orient="row")
+        tables["silhouette"] = plain_table(scores, "Silhouette score", {"of": "Latents of", "score": "score"})
+    if report.anchoring is not None and not report.anchoring.is_empty():
+        tables["anchoring"] = anchoring_table(report.anchoring, report.targets)
+    if report.accounting is not None:
+        titles = {"table": "Table", "read": "rows read", "kept": "kept", "rejected": "rejected"}
+        tables["accounting"] = plain_table(report.accounting, "Rows of the raw tables", titles)
+    if report.stages is not None:
+        tables["stages"] = _stages_table(report.stages)
+    return tables
+
+
+def _stages_table(stages: pl.DataFrame) -> Table:
+    timed = stages.with_columns(time=pl.col("seconds").map_elements(_duration, return_dtype=pl.String))
+    shown = timed.select("stage", pl.col("time").fill_null("–"), "peak_memory_gb")
+    titles = {"stage": "Stage", "time": "time", "peak_memory_gb": "peak memory (GB)"}
+    return plain_table(shown, "Time and memory by stage", titles, labels=2)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _outcomes(stay: StayPage, targets: list[TargetInfo]) -> str:
+    """What happened, in words, for the list of stays."""
+    words = []
+    for target in targets:
+        value = stay.targets.get(target.name)
+        if value is None or not math.isfinite(value):
+            words.append(f"{target.title}: unknown")
+        elif target.kind == "probability":
+            words.append(f"{target.title}: {'yes' if value else 'no'}")
+        else:
+            words.append(f"{target.title}: {number(value)} {target.unit}".strip())
+    return "; ".join(words)
+
+
+def _json(value: Any) -> Markup:
+    """JSON that may stand inside a script element: no character in it can open or close markup."""
+    text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _script(text: str) -> Markup:
+    """Our own script, made safe to stand inline; the browser hashes it exactly as it stands."""
+    if "</script" in text.lower() or "<!--" in text:
+        raise TrajlmError("a script of the report cannot be inlined: it holds the end of a script element")
+    return Markup(text)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,184 @@
+"""Stage 3: a run folder to a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from trajlm.assemble import ENCODER_WEIGHTS, load_trajectory_model
+from trajlm.checkpoint import data_fingerprint, fingerprint, read_run
+from trajlm.dataset import Prepared, load_prepared
+from trajlm.errors import TrajlmError
+from trajlm.interpret.ablation import NOTHING, ablated_cohort, anchoring, cohort_ablation, most_divergent_stays
+from trajlm.interpret.attention import StayAttention, stay_attention
+from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
+from trajlm.latents import Latents, TrajectoryBatch
+from trajlm.metrics import evaluate
+from trajlm.report.build import StayFindings, build_report
+from trajlm.report.page import write_report
+from trajlm.schema import HELD_OUT
+from trajlm.training import history
+from trajlm.trajectory import TrajectoryModel
+
+
+@dataclass
+class InterpretConfig:
+    """Explain a fine-tuned run.
+
+    Args:
+        run: run folder of finetune.py.
+        out: folder of the report.
+        data: prepared folder, if it moved since.
+        stay: stays to show; none shows the held-out stays whose belief diverges most under ablation.
+        ablate: modalities to ablate; none ablates every one in turn.
+        stays_shown: how many stays to show when none is named.
+        audit_stays: how many held-out stays to ablate for the cohort's tables, drawn by the run's seed; 0 is all.
+        notes: show the text of notes. By default a report carries no note text.
+    """
+
+    run: str
+    out: str
+    data: str | None = None
+    stay: list[int] = field(default_factory=list)
+    ablate: list[str] = field(default_factory=list)
+    stays_shown: int = 6
+    audit_stays: int = 256
+    notes: bool = False
+
+
+def interpret(config: InterpretConfig) -> Path:
+    """Write the report of a run and return its page."""
+    run = Path(config.run)
+    about = read_run(run)
+    if not (run / "metrics.json").exists():
+        raise TrajlmError(f"{run}: fine-tuning has not finished there; run finetune.py again to resume it")
+    prepared = load_prepared(config.data or about["recipe"]["data"])
+    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
+        raise TrajlmError(f"{prepared.folder} is not what {run} was made from; name the right folder with --data")
+    model = load_trajectory_model(run)
+    modalities = config.ablate or list(model.encoders.modalities)
+    unknown = sorted(set(modalities) - set(model.encoders.modalities))
+    if unknown:
+        raise TrajlmError(f"--ablate {unknown[0]}: the model reads {', '.join(model.encoders.modalities)}")
+    for stay in config.stay:
+        prepared.position(stay)
+    held_out = pl.read_parquet(run / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
+    held_out = _audited(held_out, config.audit_stays, about["recipe"]["seed"])
+    ablations = _ablations(model, prepared, run, held_out, modalities, Path(config.out))
+    changes = anchoring(ablations, model.targets)
+    shown = config.stay or most_divergent_stays(changes, model.targets[0], config.stays_shown)
+    findings = [
+        stay_findings(model, prepared, stay, modalities, config.notes)
+        for stay in tqdm(shown, desc="stays", unit="stay")
+    ]
+    metrics = json.loads((run / "metrics.json").read_text())
+    figures = ablation_metrics(ablations, modalities, prepared, metrics["targets"], about["recipe"])
+    report = build_report(run, prepared, model, metrics, figures, changes, findings, _pretraining(about), _history(run))
+    page = write_report(report, Path(config.out))
+    print(f"report: {page}")
+    return page
+
+
+def stay_findings(
+    model: TrajectoryModel, prepared: Prepared, stay_id: int, modalities: Sequence[str], notes: bool = False
+) -> StayFindings:
+    """Beliefs and attention of one stay, with nothing and with each modality ablated."""
+    timeline = prepared.timeline(stay_id)
+
+    def look(one: Any) -> tuple[pl.DataFrame, StayAttention]:
+        return belief_trajectory(model, one, notes), stay_attention(model, model.encode_timeline(one))
+
+    ablated = {name: look(one) for name, one in ablated_timelines(timeline, modalities).items()}
+    return StayFindings(timeline, *look(timeline), ablated)
+
+
+def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
+    return stays if most == 0 or len(stays) <= most else stays.sample(most, seed=seed).sort()
+
+
+def _ablations(
+    model: TrajectoryModel, prepared: Prepared, run: Path, stays: pl.Series, modalities: Sequence[str], out: Path
+) -> pl.DataFrame:
+    """The cohort's ablations; kept in ``out`` chunk by chunk, so that an interrupted report goes on."""
+    latents = Latents(run / "latents", prepared, model.encoders.modalities)
+    positions = np.array([prepared.position(s) for s in stays])
+    positions = positions[np.argsort(np.diff(prepared.bounds)[positions], kind="stable")]
+    key = fingerprint(run / "metrics.json", list(modalities), stays.to_list())[:16]
+    folder = out / "work" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = []
+    for start in tqdm(range(0, len(positions), 32), desc="ablations", unit="batch"):
+        kept = folder / f"{start:09d}.parquet"
+        if not kept.exists():
+            frame = cohort_ablation(
+                model, _batches(model, prepared, latents, positions[start : start + 32]), modalities
+            )
+            partial = kept.with_suffix(".partial")
+            frame.write_parquet(partial)
+            partial.replace(kept)
+        frames.append(pl.read_parquet(kept))
+    return pl.concat(frames, how="diagonal")
+
+
+def _batches(
+    model: TrajectoryModel, prepared: Prepared, latents: Latents, positions: np.ndarray
+) -> Iterator[TrajectoryBatch]:
+    columns = [
+        prepared.stays[task.column].cast(pl.Float32).fill_null(float("nan")).to_numpy() for task in model.fitted_tasks
+    ]
+    for start in range(0, len(positions), 8):
+        stays = positions[start : start + 8]
+        known = torch.from_numpy(np.stack([column[stays] for column in columns], axis=1))
+        usable = torch.stack([t.usable(known[:, k]) for k, t in enumerate(model.fitted_tasks)], dim=1)
+        targets = torch.where(usable, known, float("nan"))
+        yield latents.trajectories(stays, targets, model.max_events).to(model.predict.device)
+
+
+def ablation_metrics(
+    ablations: pl.DataFrame,
+    modalities: Sequence[str],
+    prepared: Prepared,
+    targets: Sequence[dict[str, str]],
+    recipe: dict[str, Any],
+) -> pl.DataFrame:
+    """Held-out metrics at the end of the window, with nothing and with each modality ablated in every stay."""
+    frames = []
+    for ablated in (NOTHING, *modalities):
+        cohort = ablated_cohort(ablations, ablated)
+        if ablated == NOTHING:
+            cohort = ablations.filter(pl.col("ablated") == NOTHING)
+        rows = evaluate(
+            cohort,
+            prepared.stays,
+            [(t["name"], t["kind"]) for t in targets],  # type: ignore[misc]
+            [None],
+            recipe["finetuning"]["bootstrap_resamples"],
+            recipe["seed"],
+        )
+        frames.append(rows.with_columns(pl.lit(ablated).alias("ablated")))
+    return pl.concat(frames)
+
+
+def _pretraining(about: dict[str, Any]) -> dict[str, Any] | None:
+    """Metrics and history of the encoders' run, if it still lies where fine-tuning found it."""
+    run = Path(about["recipe"]["encoders"])
+    weights = run / ENCODER_WEIGHTS
+    if about["recipe"]["encoders"] == "scratch" or not (run / "metrics.json").exists():
+        return None
+    if fingerprint(*[tensor for _, tensor in sorted(load_file(weights).items())]) != about["inputs"]["encoders"]:
+        return None  # another run lies there by now
+    environment = json.loads((run / "environment.json").read_text())
+    return json.loads((run / "metrics.json").read_text()) | {"history": _history(run), "environment": environment}
+
+
+def _history(run: Path) -> list[dict[str, Any]]:
+    return history([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])

@@ -1,0 +1,272 @@
+"""The one training loop: order by seed, early stopping, checkpoints, exact resume, one process or many."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trajlm.checkpoint import Checkpoints, RunFolder
+from trajlm.errors import TrajlmError
+
+
+class Batch(Protocol):
+    """Anything that knows its stays and can move to a device."""
+
+    stay_ids: Tensor
+
+    def to(self, device: torch.device) -> Any:
+        """The same batch on a device."""
+
+
+@dataclass
+class Stage:
+    """What is trained: everything that differs between pretraining, the baseline and the sequence model.
+
+    Attributes:
+        name: names the log lines and the checkpoint folder.
+        module: ``module(batch)`` returns the loss float[]; its trainable parameters are trained.
+        train: positions of the training stays, int[N].
+        tuning: positions of the tuning stays.
+        collate: positions and a random generator to a batch; the generator is None in evaluation.
+        lengths: cost of each training stay, to batch stays of similar length; None batches at random.
+        global_loss: the loss already spans all processes (negatives are gathered) and is not to be weighted.
+        rate_factors: by prefix of a parameter's name, the share of the learning rate it is trained with.
+    """
+
+    name: str
+    module: nn.Module
+    train: np.ndarray
+    tuning: np.ndarray
+    collate: Callable[[np.ndarray, np.random.Generator | None], Batch]
+    lengths: np.ndarray | None = None
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    global_loss: bool = False
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how fast; ``decoupled`` is AdamW, otherwise Adam."""
+
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    decoupled: bool = True
+    warmup_fraction: float = 0.0
+    cosine: bool = False
+    clip_norm: float = 1.0
+    checkpoint_seconds: float = 60.0
+
+
+def make_accelerator(unused_parameters: bool = False) -> Accelerator:
+    """The engine; refuses to run when fewer processes came up than were asked for.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process in silence; training on half the batch without
+    saying so would be a silent error.
+
+    Args:
+        unused_parameters: a batch may leave parameters without gradient (an encoder whose modality nobody holds).
+    """
+    accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+    )
+    cores = os.cpu_count() or 1
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() < cores:
+        print(
+            f"computing with {torch.get_num_threads()} of {cores} cores; `accelerate launch` uses one unless "
+            "--num_cpu_threads_per_process says more, plain python unless OMP_NUM_THREADS does"
+        )
+    came_up = accelerator.num_processes
+    asked = os.environ.get("WORLD_SIZE", str(came_up))
+    # accelerate's launcher names a meeting point only for several processes, and starts one alone where told --cpu.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+        asked = "several"
+    if asked != str(came_up):
+        raise TrajlmError(
+            f"{asked} processes were asked for and {came_up} came up; on the CPU use "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    return accelerator
+
+
+def epoch_batches(stage: Stage, settings: LoopSettings, epoch: int, smallest: int) -> list[np.ndarray]:
+    """The epoch's global batches: the same on every process, a function of seed and epoch alone.
+
+    With lengths, stays are shuffled, then sorted by length within pools of eight batches, so padding stays small.
+    A last batch under ``smallest`` stays joins the one before it.
+    """
+    random = np.random.default_rng([settings.seed, epoch])
+    order = random.permutation(stage.train)
+    size = settings.batch_size
+    if stage.lengths is not None:
+        length = dict(zip(stage.train.tolist(), stage.lengths.tolist(), strict=True))
+        pools = [order[i : i + 8 * size] for i in range(0, len(order), 8 * size)]
+        order = np.concatenate([sorted(pool, key=lambda stay: length[stay]) for pool in pools])
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    if len(batches) > 1 and len(batches[-1]) < smallest:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    random.shuffle(batches)
+    return batches
+
+
+def parameter_groups(stage: Stage) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by the share of the learning rate they get (``factor``)."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in stage.module.named_parameters():
+        if parameter.requires_grad:
+            factors = [factor for prefix, factor in stage.rate_factors.items() if name.startswith(prefix)]
+            groups.setdefault(factors[0] if factors else 1.0, []).append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
+
+def learning_rate_share(step: int, total: int, settings: LoopSettings) -> float:
+    """Share of the learning rate at a step: linear warm-up, then constant or a half cosine to zero."""
+    warmup = int(total * settings.warmup_fraction)
+    if step < warmup:
+        return (step + 1) / warmup
+    if not settings.cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def seed_step(*parts: int) -> np.random.Generator:
+    """Seed torch and return a numpy generator for one step, so that a resumed run draws what the first would have."""
+    random = np.random.default_rng(parts)
+    torch.manual_seed(int(random.integers(2**62)))
+    return random
+
+
+@torch.no_grad()
+def tuning_loss(stage: Stage, module: nn.Module, batch_size: int, device: torch.device) -> float:
+    """Mean loss over the tuning stays, in fixed batches, in evaluation mode."""
+    was_training = module.training
+    module.eval()
+    total = 0.0
+    for start in range(0, len(stage.tuning), batch_size):
+        stays = stage.tuning[start : start + batch_size]
+        total += float(module(stage.collate(stays, None).to(device))) * len(stays)
+    module.train(was_training)
+    return total / len(stage.tuning)
+
+
+def _check_finite(loss: Tensor, batch: Batch, stage: str) -> None:
+    if not torch.isfinite(loss):
+        stays = ", ".join(str(int(s)) for s in batch.stay_ids[:8])
+        raise TrajlmError(
+            f"{stage}: the loss became {float(loss)} on a batch with stays {stays}; lower the learning rate"
+        )
+
+
+class Trainer:
+    """Runs one stage to its end, or on from where it was cut off."""
+
+    def __init__(self, stage: Stage, settings: LoopSettings, run: RunFolder, accelerator: Accelerator) -> None:
+        if not len(stage.train) or not len(stage.tuning):
+            raise TrajlmError(f"{stage.name}: {len(stage.train)} training and {len(stage.tuning)} tuning stays")
+        self.stage, self.settings, self.run, self.accelerator = stage, settings, run, accelerator
+        self.checkpoints = Checkpoints(run.path / "checkpoints" / stage.name)
+        stage.module.to(accelerator.device)
+        kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
+        self.optimiser = kind(parameter_groups(stage), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.state: dict[str, Any] = {
+            "step": 0, "epoch": 0, "batch": 0, "best": None, "since_best": 0, "epoch_loss": 0.0, "done": False,
+        }  # fmt: skip
+        restored = self.checkpoints.restore(stage.module, self.optimiser)
+        if restored:
+            self.state = restored
+            if not restored["done"]:
+                tqdm.write(f"{stage.name}: resumes at epoch {restored['epoch'] + 1}, step {restored['step']}")
+
+    def fit(self) -> nn.Module:
+        """Train until patience or epochs run out; returns the module with its best weights."""
+        steps = len(epoch_batches(self.stage, self.settings, 0, self.accelerator.num_processes))
+        module = self.accelerator.prepare_model(self.stage.module) if self._distributed else self.stage.module
+        with tqdm(
+            total=steps * self.settings.epochs,
+            initial=self.state["step"],
+            desc=self.stage.name,
+            unit="batch",
+            disable=not self.run.main,
+            mininterval=2.0,
+        ) as progress:
+            while not self.state["done"]:
+                self._epoch(module, steps * self.settings.epochs, progress)
+        self.accelerator.wait_for_everyone()
+        self.checkpoints.load_best(self.stage.module)
+        return self.stage.module.eval()
+
+    @property
+    def _distributed(self) -> bool:
+        return self.accelerator.num_processes > 1
+
+    def _epoch(self, module: nn.Module, total: int, progress: tqdm) -> None:
+        settings, state = self.settings, self.state
+        module.train()
+        batches = epoch_batches(self.stage, settings, state["epoch"], self.accelerator.num_processes)
+        saved = time.monotonic()
+        while state["batch"] < len(batches):
+            state["epoch_loss"] += self._step(module, batches[state["batch"]], total)
+            state["batch"] += 1
+            state["step"] += 1
+            progress.update()
+            if time.monotonic() - saved > settings.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+        loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
+        train_loss = state["epoch_loss"] / len(batches)
+        if not math.isfinite(loss):
+            raise TrajlmError(f"{self.stage.name}: the tuning loss became {loss}; lower the learning rate")
+        improved = state["best"] is None or loss < state["best"]
+        state["best"] = loss if improved else state["best"]
+        state["since_best"] = 0 if improved else state["since_best"] + 1
+        state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0.0)
+        state["done"] = state["epoch"] >= settings.epochs or state["since_best"] >= settings.patience
+        if improved and self.run.main:
+            self.checkpoints.save_best(self.stage.module)
+        progress.set_postfix(
+            epoch=state["epoch"], train=f"{train_loss:.4f}", tuning=f"{loss:.4f}", best=f"{state['best']:.4f}"
+        )
+        self.run.log(arm=self.stage.name, epoch=state["epoch"], train_loss=train_loss, tuning_loss=loss, best=improved)
+        self._save()
+
+    def _step(self, module: nn.Module, stays: np.ndarray, total: int) -> float:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        state, settings = self.state, self.settings
+        random = seed_step(settings.seed, state["epoch"], state["batch"], rank)
+        share = stays[rank::world]
+        batch = self.stage.collate(share, random).to(self.accelerator.device)
+        for group in self.optimiser.param_groups:
+            share_now = learning_rate_share(state["step"], total, settings)
+            group["lr"] = settings.learning_rate * group["factor"] * share_now
+        loss = module(batch)
+        _check_finite(loss.detach(), batch, self.stage.name)
+        # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
+        weight = 1.0 if self.stage.global_loss else len(share) * world / len(stays)
+        self.accelerator.backward(loss * weight)
+        nn.utils.clip_grad_norm_([p for p in self.stage.module.parameters() if p.requires_grad], settings.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _save(self) -> None:
+        if self.run.main:
+            self.checkpoints.save(self.stage.module, self.optimiser, self.state)
+        self.accelerator.wait_for_everyone()
+
+
+def history(run_log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Epoch records of a log, the last one of each stage and epoch (a resumed epoch is logged twice)."""
+    latest = {(r["arm"], r["epoch"]): r for r in run_log if "epoch" in r}
+    return [latest[key] for key in sorted(latest)]

@@ -1,0 +1,350 @@
+"""The sequence model: events and [PREDICT]s through a causal LLM, a belief after every event (paper, 3.4.2)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from trajlm.backbones import hidden_width, token_embeddings
+from trajlm.dataset import InputReader
+from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.errors import TrajlmError
+from trajlm.latents import TrajectoryBatch, static_and_earliest
+from trajlm.schema import Event, FittedFeature, Modality, Timeline
+from trajlm.tasks import Task
+from trajlm.views import CarriedState, ImageView, NumericView, TextView, View, numeric_view
+
+
+@dataclass
+class TrajectoryOutput:
+    """What the model computed, by name.
+
+    Attributes:
+        embeddings: float[B, 2S, H], the sequence the backbone read: event, [PREDICT], event, [PREDICT], ...
+        hidden: float[B, S, H], the backbone's state at every [PREDICT].
+        readouts: float[B, S, K], one per task, before it becomes a belief.
+        predict_positions: int64[S], where the [PREDICT]s stand in the sequence.
+        cache: the backbone's cache, when one was asked for.
+    """
+
+    embeddings: Tensor
+    hidden: Tensor
+    readouts: Tensor
+    predict_positions: Tensor
+    cache: Any = None
+
+
+class HoursEncoding(nn.Module):
+    """Sines and cosines of the hours since admission, periods from half an hour to six weeks, mapped to LLM width."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float, waves: int = 16) -> None:
+        super().__init__()
+        periods = torch.logspace(np.log10(0.5), 3.0, waves)
+        self.register_buffer("frequencies", 2 * torch.pi / periods)
+        self.project = nn.Linear(2 * waves, width)
+        nn.init.normal_(self.project.weight, std=0.1 * scale)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, hours: Tensor) -> Tensor:
+        """float[..., H] of hours float[...]."""
+        angle = hours[..., None] * self.frequencies
+        return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+
+def projector(latent_width: int, width: int, scale: float) -> nn.Sequential:
+    """Latent to LLM width; starts with the spread of the backbone's own token embeddings."""
+    last = nn.LayerNorm(width)
+    nn.init.constant_(last.weight, scale)
+    return nn.Sequential(nn.Linear(latent_width, width), nn.GELU(), nn.Linear(width, width), last)
+
+
+def interleave(events: Tensor, predict: Tensor) -> tuple[Tensor, Tensor]:
+    """Put a [PREDICT] after every event.
+
+    Args:
+        events: float[B, S, H].
+        predict: float[H].
+
+    Returns:
+        float[B, 2S, H] and int64[S], the positions of the [PREDICT]s.
+    """
+    b, s, h = events.shape
+    sequence = torch.stack([events, predict.expand(b, s, h)], dim=2).reshape(b, 2 * s, h)
+    return sequence, torch.arange(1, 2 * s, 2, device=events.device)
+
+
+class TrajectoryModel(nn.Module):
+    """Frozen encoders, projectors, a learnable [PREDICT], a causal backbone, one head per task.
+
+    Args:
+        encoders: frozen here; they stay in evaluation mode.
+        backbone: a decoder that takes ``inputs_embeds`` and returns ``last_hidden_state``.
+        tasks: fitted tasks, in order.
+        modalities, features, image_pixels: of the prepared folder the model was trained on, to read raw events.
+        hours: add an encoding of the hours since admission to every event.
+        max_events: longest timeline; later events that are not static are not read and get no belief.
+        bf16: run the backbone under bfloat16 autocast in training.
+    """
+
+    def __init__(
+        self,
+        encoders: AlignedEncoders,
+        backbone: nn.Module,
+        tasks: Sequence[Task],
+        modalities: Sequence[Modality],
+        features: Sequence[FittedFeature],
+        image_pixels: int,
+        hours: bool = True,
+        max_events: int = 1000,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        width = hidden_width(backbone)
+        vocabulary = token_embeddings(backbone)
+        scale = float(vocabulary.std())
+        self.encoders = encoders.requires_grad_(False).eval()
+        self.backbone = backbone
+        self.projectors = nn.ModuleDict(
+            {m: projector(encoders.latent_width, width, scale) for m in encoders.modalities}
+        )
+        self.predict = nn.Parameter(vocabulary.mean(dim=0) + scale * torch.randn(width))
+        self.hours = HoursEncoding(width, scale) if hours else None
+        self.tasks = nn.ModuleList(tasks)
+        self.heads = nn.ModuleDict({t.target: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for t in tasks})
+        self.modalities = {m.name: m for m in modalities}
+        self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
+        self.features, self.image_pixels = tuple(features), image_pixels
+        self.max_events, self.bf16 = max_events, bf16
+
+    def train(self, mode: bool = True) -> TrajectoryModel:
+        """Training mode for all but the frozen encoders."""
+        super().train(mode)
+        self.encoders.eval()
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets, in the order of the read-outs."""
+        return [task.target for task in self.fitted_tasks]
+
+    @property
+    def fitted_tasks(self) -> list[Task]:
+        """The tasks, in the order of the read-outs."""
+        return [task for task in self.tasks if isinstance(task, Task)]
+
+    def embed(self, latents: Tensor, modality: Tensor, hours: Tensor, present: Tensor) -> Tensor:
+        """float[B, S, H] embeddings of latents float[B, S, D]; every event goes through its modality's projector."""
+        embedded = self.predict.new_zeros(*latents.shape[:2], self.predict.shape[0])
+        placed = 0
+        for index, name in enumerate(self.encoders.modalities):
+            chosen = (modality == index) & present
+            embedded[chosen] = self.projectors[name](latents[chosen]).to(embedded.dtype)
+            placed += int(chosen.sum())
+        if placed != int(present.sum()):
+            raise ValueError(f"{int(present.sum())} events came, {placed} were embedded")
+        return embedded + self.hours(hours).to(embedded.dtype) if self.hours is not None else embedded
+
+    def forward(self, batch: TrajectoryBatch, cache: Any = None, use_cache: bool = False) -> TrajectoryOutput:
+        """Read timelines, or further events of timelines whose ``cache`` an earlier call returned."""
+        events = self.embed(batch.latents, batch.modality, batch.hours.to(batch.latents.dtype), batch.present)
+        sequence, positions = interleave(events, self.predict)
+        mask = batch.present.repeat_interleave(2, dim=1)
+        with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
+            output = self.backbone(
+                inputs_embeds=sequence,
+                # Without padding no mask is needed, and the cache alone decides what a streamed event may see.
+                attention_mask=None if bool(mask.all()) else mask.long(),
+                past_key_values=cache,
+                use_cache=use_cache,
+            )
+        hidden = output.last_hidden_state[:, positions].float()
+        readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
+        return TrajectoryOutput(sequence, hidden, readouts, positions, output.past_key_values if use_cache else None)
+
+    def beliefs_of(self, readouts: Tensor) -> dict[str, Tensor]:
+        """Beliefs float[...] by target from read-outs float[..., K]."""
+        return {task.target: task.belief(readouts[..., k]) for k, task in enumerate(self.fitted_tasks)}
+
+    def encode_timeline(self, timeline: Timeline) -> TrajectoryBatch:
+        """A timeline as a batch of one; events beyond ``max_events`` are left out."""
+        known = [i for i, e in enumerate(timeline.events) if e.modality in self.encoders.modalities]
+        if len(known) < len(timeline.events):
+            unread = sorted({e.modality for e in timeline.events} - set(self.encoders.modalities))
+            warnings.warn(
+                f"stay {timeline.stay_id}: the model never learned {unread}; such events are left out", stacklevel=3
+            )
+        if not known:
+            raise TrajlmError(f"stay {timeline.stay_id} has no event that the model can read")
+        latents = self._event_latents([timeline.events[i] for i in known])
+        static = np.array([self.modalities[timeline.events[i].modality].static for i in known])
+        fits = static_and_earliest(static, self.max_events)
+        kept = [i for i, fit in zip(known, fits, strict=True) if fit]
+        index = [self.encoders.modalities.index(timeline.events[i].modality) for i in kept]
+        device = self.predict.device
+        targets = [[_number(timeline.targets.get(target)) for target in self.targets]]
+        return TrajectoryBatch(
+            torch.tensor([timeline.stay_id], device=device),
+            latents[torch.from_numpy(fits).to(device)][None],
+            torch.tensor([index], device=device),
+            torch.tensor(
+                [[timeline.events[i].hours_since_admission for i in kept]], dtype=torch.float64, device=device
+            ),
+            torch.tensor([kept], device=device),
+            torch.ones(1, len(kept), dtype=torch.bool, device=device),
+            torch.tensor(targets, dtype=torch.float32, device=device),
+        )
+
+    @torch.no_grad()
+    def _event_latents(self, events: Sequence[Event]) -> Tensor:
+        device = self.predict.device
+        latents = torch.zeros(len(events), self.encoders.latent_width, device=device)
+        for name in self.encoders.modalities:
+            rows = [i for i, event in enumerate(events) if event.modality == name]
+            if rows:
+                view = event_view(self.readers[name], [events[i] for i in rows]).to(device)
+                latents[rows] = self.encoders.encode(name, view)
+        return latents
+
+    @torch.no_grad()
+    def beliefs(self, timeline: Timeline) -> pl.DataFrame:
+        """The belief after every event of a stay.
+
+        Returns:
+            one row per event: stay_id, split, event_index, hours_since_admission, modality, and for every target
+            ``belief_<target>`` (probability, or hours) and ``target_<target>`` (null where unknown).
+        """
+        was_training = self.training
+        self.eval()
+        batch = self.encode_timeline(timeline)
+        frame = self.belief_frame(batch, self(batch).readouts)
+        self.train(was_training)
+        return frame.with_columns(pl.lit(timeline.split).alias("split"))
+
+    def belief_frame(self, batch: TrajectoryBatch, readouts: Tensor) -> pl.DataFrame:
+        """Beliefs of a batch as a table, in the columns of ``beliefs.parquet`` (``split`` null)."""
+        stay, event = batch.present.cpu().nonzero(as_tuple=True)
+        names = np.array(self.encoders.modalities)
+        columns: dict[str, Any] = {
+            "stay_id": batch.stay_ids.cpu()[stay].numpy(),
+            "split": pl.Series([None] * len(stay), dtype=pl.String),
+            "event_index": batch.event_index.cpu()[stay, event].numpy(),
+            "hours_since_admission": batch.hours.cpu()[stay, event].numpy(),
+            "modality": names[batch.modality.cpu()[stay, event].numpy()],
+        }
+        beliefs = self.beliefs_of(readouts)
+        for k, target in enumerate(self.targets):
+            columns[f"belief_{target}"] = beliefs[target].detach().cpu()[stay, event].double().numpy()
+            known = pl.Series(batch.targets[:, k].detach().cpu()[stay].double().numpy())
+            columns[f"target_{target}"] = known.fill_nan(None)
+        return pl.DataFrame(columns)
+
+    def stream(self) -> BeliefStream:
+        """Beliefs of one stay as its events arrive."""
+        return BeliefStream(self)
+
+    @classmethod
+    def from_pretrained(cls, run: Path | str) -> TrajectoryModel:
+        """A fine-tuned model from its run folder, or from a hub repository that holds one (safetensors only)."""
+        from trajlm.assemble import load_trajectory_model
+
+        return load_trajectory_model(run)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def event_view(reader: InputReader, events: Sequence[Event]) -> View:
+    """Events of one modality of one stay, in order, each as an input of its own."""
+    if reader.modality.kind == "text":
+        return TextView([str(event.text) for event in events])
+    if reader.modality.kind == "image":
+        return ImageView(torch.from_numpy(np.stack([reader.pixels(e.image or b"") for e in events])))
+    lengths = np.array([len(event.values) for event in events])
+    ids = np.concatenate([event.feature_ids for event in events])
+    values, observed = reader.dense(lengths, ids, np.concatenate([event.values for event in events]))
+    hours = np.array([event.hours_since_admission for event in events])
+    return numeric_view([values], [observed], [hours]).single_steps()
+
+
+class BeliefStream:
+    """Reads a stay event by event; each belief costs one event, not the whole stay again.
+
+    The backbone's cache and the carried-forward state of every numeric modality are all it keeps.
+    """
+
+    def __init__(self, model: TrajectoryModel) -> None:
+        self.model = model.eval()
+        self._cache: Any = None
+        self._hours = float("-inf")
+        self._state: dict[str, CarriedState] = {}
+
+    @torch.no_grad()
+    def push(self, event: Event) -> dict[str, float]:
+        """Belief by target (probability, or hours) after one more event.
+
+        Raises TrajlmError for an event earlier than the one before it, or of a modality the model never learned.
+        """
+        model = self.model
+        if event.hours_since_admission < self._hours:
+            raise TrajlmError(
+                f"an event at {event.hours_since_admission} h came after one at {self._hours} h; push events in order "
+                "of time"
+            )
+        if event.modality not in model.encoders.modalities:
+            raise TrajlmError(
+                f"the model never learned {event.modality!r}; it reads {', '.join(model.encoders.modalities)}"
+            )
+        device = model.predict.device
+        latent = model.encoders.encode(event.modality, self._view(event).to(device))
+        batch = TrajectoryBatch(
+            torch.zeros(1, dtype=torch.long, device=device),
+            latent[None],
+            torch.tensor([[model.encoders.modalities.index(event.modality)]], device=device),
+            torch.tensor([[event.hours_since_admission]], dtype=torch.float64, device=device),
+            torch.zeros(1, 1, dtype=torch.long, device=device),
+            torch.ones(1, 1, dtype=torch.bool, device=device),
+            torch.full((1, len(model.targets)), float("nan"), device=device),
+        )
+        output = model(batch, cache=self._cache, use_cache=True)
+        self._cache, self._hours = output.cache, event.hours_since_admission
+        return {target: float(belief[0, 0]) for target, belief in model.beliefs_of(output.readouts).items()}
+
+    def _view(self, event: Event) -> View:
+        reader = self.model.readers[event.modality]
+        view = event_view(reader, [event])
+        if not isinstance(view, NumericView):
+            return view
+        width = view.values.shape[-1]
+        before = self._state.get(event.modality, CarriedState.unobserved(width))
+        hours = np.array(event.hours_since_admission)
+        state = before.advance(view.values[0, 0].numpy(), view.observed[0, 0].numpy(), hours)
+        self._state[event.modality] = state
+        view.state = torch.from_numpy(state.features(hours))[None, None]
+        return view
+
+
+def inputs_json(model: TrajectoryModel) -> str:
+    """What a model needs to read raw events, as the text of ``inputs.json``."""
+    import dataclasses
+
+    return json.dumps(
+        {
+            "image_pixels": model.image_pixels,
+            "encoded_modalities": list(model.encoders.modalities),
+            "modalities": [dataclasses.asdict(m) for m in model.modalities.values()],
+            "features": [dataclasses.asdict(f) for f in model.features],
+        },
+        indent=1,
+    )
