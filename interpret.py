@@ -1,0 +1,41 @@
+"""Stage 3: explain a fine-tuned run in one HTML file.
+
+python interpret.py --run RUN --out REPORT [--stay ID ...] [--ablate MODALITY ...]
+"""
+
+import argparse
+
+from trajlm.config import run_command
+from trajlm.resources import cost_of
+
+
+def main() -> None:
+    """Parse first: a mistake in a flag should not wait for torch."""
+    parser = argparse.ArgumentParser(
+        prog="interpret.py",
+        description="Belief trajectories, attention heatmaps and missing-modality ablations of a fine-tuned run, as "
+        "one HTML file that opens with no network.",
+    )
+    parser.add_argument("--run", required=True, help="run folder of finetune.py")
+    parser.add_argument("--out", required=True, help="folder of the report; open index.html in it")
+    parser.add_argument("--data", help="prepared folder, if it moved since fine-tuning")
+    parser.add_argument(
+        "--stay", nargs="+", type=int, default=[], help="stays to show (default: those that diverge most)"
+    )
+    parser.add_argument("--ablate", nargs="+", default=[], help="modalities to ablate (default: each in turn)")
+    parser.add_argument("--stays-shown", type=int, default=6, help="how many stays to show when none is named")
+    parser.add_argument(
+        "--audit-stays", type=int, default=256, help="held-out stays ablated for the cohort's tables (0: all)"
+    )
+    parser.add_argument("--notes", action="store_true", help="show the text of notes (default: only their length)")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    arguments = vars(parser.parse_args())
+    arguments.pop("debug")
+    from trajlm.report.run import InterpretConfig, interpret
+
+    with cost_of("interpret.py"):
+        interpret(InterpretConfig(**arguments))
+
+
+if __name__ == "__main__":
+    run_command(main)
