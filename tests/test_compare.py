@@ -1,0 +1,269 @@
+"""Comparison of runs: two made-up run folders, their figures from the real evaluation."""
+
+import json
+import re
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from sklearn.metrics import mean_absolute_error, roc_auc_score
+
+from trajlm.compare import compare
+from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
+from trajlm.errors import TrajlmError
+from trajlm.finetuning import StaySplits, report_metrics
+
+STAYS = 60
+HELD_OUT = range(20, STAYS)
+TARGETS = ("mortality", "length_of_stay_hours")
+
+
+def cohort():
+    rng = np.random.default_rng(3)
+    died = (rng.random(STAYS) < 0.3).astype(float)
+    hours = rng.uniform(20, 200, STAYS)
+    stays = pl.DataFrame(
+        {"stay_id": range(STAYS), "subject_id": [i // 2 for i in range(STAYS)], "hours_in_unit": hours}
+    )
+    # The length of stay of stay 25 is not known.
+    return stays, {
+        "mortality": died.tolist(),
+        "length_of_stay_hours": [None if i == 25 else h for i, h in enumerate(hours)],
+    }
+
+
+def made_beliefs(skill, seed, at=(1.0, 20.0, 40.0)):
+    """Beliefs after three events of every stay; the more skill, the nearer to the truth."""
+    _, targets = cohort()
+    rng = np.random.default_rng(seed)
+    rows = []
+    for stay in range(STAYS):
+        for event, hour in enumerate(at):
+            risk = 1 / (1 + np.exp(-(skill * (2 * targets["mortality"][stay] - 1) + rng.normal())))
+            guess = max(
+                0.0, 100 + skill * ((targets["length_of_stay_hours"][stay] or 100) - 100) / 3 + rng.normal(0, 20)
+            )
+            split = "held_out" if stay in HELD_OUT else "tuning"
+            rows.append((stay, split, event, hour, "labs", risk, targets["mortality"][stay], guess,
+                         targets["length_of_stay_hours"][stay]))  # fmt: skip
+    names = ["stay_id", "split", "event_index", "hours_since_admission", "modality"]
+    names += [f"{prefix}_{target}" for target in TARGETS for prefix in ("belief", "target")]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, backbone="tiny"):
+    """A folder as finetune.py leaves it, as far as a comparison reads it; ``change`` edits the beliefs first."""
+    sequence, static = made_beliefs(skill, seed=0), made_beliefs(1.0, static_seed, at=(40.0,))
+    if change is not None:
+        sequence, static = change(sequence), change(static)
+    recipe = Recipe(data="prepared", out=str(folder), encoders=encoders, backbone=BackboneConfig(name=backbone),
+                    finetuning=FinetuningConfig(bootstrap_resamples=30))  # fmt: skip
+    stays, _ = cohort()
+    parts = StaySplits(np.arange(0), np.arange(20), np.array(HELD_OUT), "made up")
+    work = SimpleNamespace(recipe=recipe, splits=parts, prepared=SimpleNamespace(stays=stays))
+    metrics = report_metrics(work, {"sequence": sequence, "static_mlp": static})
+    folder.mkdir(parents=True)
+    about = {"stage": "finetuning", "inputs": {"data": "d" * 64, "encoders": encoders}, "recipe": asdict(recipe)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(about))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    sequence.write_parquet(folder / "beliefs.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    runs = [made_run(root / "weak_run", 0.3), made_run(root / "strong|run", 1.5, encoders="somewhere", static_seed=2)]
+    compare(runs, root / "out")
+    return runs, root / "out"
+
+
+def tables(out):
+    """Title to rows of texts, the header first, of comparison.md."""
+    found, title = {}, ""
+    for line in (out / "comparison.md").read_text().splitlines():
+        if line.startswith("**"):
+            title = line.strip("*")
+            found[title] = []
+        elif line.startswith("|") and "---" not in line:
+            found[title].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return found
+
+
+def test_the_figures_are_those_of_the_runs(compared):
+    runs, out = compared
+    found = tables(out)
+    main = next(rows for title, rows in found.items() if title.startswith("Performance"))
+    assert main[0] == ["Model", "Encoders", "Run", "In-hospital death, AUROC", "In-hospital death, AUPRC",
+                       "Length of stay, MAE (h)", "Length of stay, Pearson r",
+                       "Length of stay, Spearman rho"]  # fmt: skip
+    assert [row[:3] for row in main[1:]] == [
+        ["Static MLP (late fusion)", "scratch", r"weak\_run"],
+        ["Static MLP (late fusion)", "contrastive", r"strong\|run"],
+        ["Sequence model, tiny", "scratch", r"weak\_run"],
+        ["Sequence model, tiny", "contrastive", r"strong\|run"],
+    ]
+    assert {len(row) for rows in found.values() for row in rows[:1]} >= {5, 8}
+    assert all(len({len(row) for row in rows}) == 1 for rows in found.values())
+    for row, run in zip(main[3:], runs, strict=True):
+        last = pl.read_parquet(run / "beliefs.parquet").filter(
+            (pl.col("split") == "held_out") & (pl.col("event_index") == 2)
+        )
+        area = roc_auc_score(last["target_mortality"].to_numpy(), last["belief_mortality"].to_numpy())
+        known = last.drop_nulls("target_length_of_stay_hours")
+        gap = mean_absolute_error(known["target_length_of_stay_hours"], known["belief_length_of_stay_hours"])
+        assert row[3].strip("*").startswith(f"{area:.3f} [")
+        assert row[5].strip("*").startswith(f"{gap:.1f} [")
+
+
+def test_the_best_of_every_column_is_bold(compared):
+    _, out = compared
+    columns = 0
+    for rows in tables(out).values():
+        for j, name in list(enumerate(rows[0]))[3:]:
+            values = [float(row[j].strip("*").split(" ")[0].replace("−", "-")) for row in rows[1:]]
+            lower = "MAE" in name or "calibration error" in name or "MAE" in title_of(out, rows)
+            best = (min if lower else max)(values)
+            bold = [v for v, row in zip(values, rows[1:], strict=True) if row[j].startswith("**")]
+            assert bold == [best] * len(bold)
+            assert bold, name
+            columns += 1
+    assert columns == 5 + 2 + 5 * 5
+
+
+def title_of(out, rows):
+    return next(title for title, other in tables(out).items() if other == rows)
+
+
+def test_landmark_tables_hold_the_sequence_models(compared):
+    runs, out = compared
+    rows = tables(out)["In-hospital death, AUROC by landmark"]
+    assert rows[0][3:] == ["6 h", "12 h", "24 h", "48 h", "end of window"]
+    for row, run in zip(rows[1:], runs, strict=True):
+        figures = json.loads((run / "metrics.json").read_text())["arms"]["held_out"]["sequence"]
+        values = [r["value"] for r in figures if r["target"] == "mortality" and r["metric"] == "auroc"]
+        assert [cell.strip("*").split(" ")[0] for cell in row[3:]] == [f"{value:.3f}" for value in values]
+
+
+def test_the_csv_holds_every_held_out_figure(compared):
+    runs, out = compared
+    frame = pl.read_csv(out / "comparison.csv")
+    assert frame.columns == ["run", "arm", "target", "landmark", "metric", "value", "low", "high", "stays", "positives"]
+    written = frame.rows()
+    expected = [
+        (run.name, arm, r["target"], "end of window" if r["landmark"] is None else f"{r['landmark']:g} h", r["metric"],
+         r["value"], r["low"], r["high"], r["stays"], r["positives"])
+        for run in runs
+        for arm, rows in json.loads((run / "metrics.json").read_text())["arms"]["held_out"].items()
+        for r in rows
+    ]  # fmt: skip
+    assert written == expected
+    assert {row[1] for row in written} == {"sequence", "static_mlp"}
+
+
+def test_latex_is_escaped_and_its_rows_are_whole(tmp_path):
+    name = "50%_a&b#{x}$~^"
+    compare([made_run(tmp_path / name, 1.0), made_run(tmp_path / "plain", 0.5)], tmp_path / "out")
+    text = (tmp_path / "out" / "comparison.tex").read_text()
+    assert r"50\%\_a\&b\#\{x\}\$\textasciitilde{}\textasciicircum{}" in text
+    assert r"\toprule" not in text
+    assert "−" not in text
+    bare = re.sub(r"\\.", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert not re.search(r"[%#_~^]", bare)
+    widths = {}
+    for block in text.split(r"\begin{tabular}")[1:]:
+        columns = re.match(r"\{(\w+)\}", block)[1]
+        for line in block.split(r"\end{tabular}")[0].splitlines():
+            if line.endswith(r"\\"):
+                assert len(re.split(r"(?<!\\)&", line)) == len(columns)
+                widths[columns] = widths.get(columns, 0) + 1
+    assert widths == {"lllrrrrr": 4 + 5 * 3, "lllrr": 4}
+
+
+def test_a_baseline_that_runs_share_stands_once(tmp_path):
+    runs = [made_run(tmp_path / "a", 1.0), made_run(tmp_path / "b", 1.0, backbone="small")]
+    compare(runs, tmp_path / "same")
+    main = next(iter(tables(tmp_path / "same").values()))
+    assert [row[2] for row in main[1:]] == ["a, b", "a", "b"]
+    assert [row[0] for row in main[1:]] == ["Static MLP (late fusion)", "Sequence model, tiny", "Sequence model, small"]
+    compare([runs[0], made_run(tmp_path / "c", 1.0, static_seed=9)], tmp_path / "other")
+    assert [row[2] for row in next(iter(tables(tmp_path / "other").values()))[1:]] == ["a", "c", "a", "c"]
+
+
+def test_the_markdown_is_printed(tmp_path, capsys):
+    compare([made_run(tmp_path / "only", 1.0)], tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.md").read_text() in printed
+    assert "end of window: 40 stays" in printed
+    assert "end of window: 39 stays" in printed
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.csv", "comparison.md", "comparison.tex"]
+
+
+def without_stay(beliefs):
+    return beliefs.filter(pl.col("stay_id") != 31)
+
+
+def other_outcome(beliefs):
+    return beliefs.with_columns(target_mortality=pl.when(stay_id=42).then(1.0).otherwise("target_mortality"))
+
+
+def unknown_length(beliefs):
+    unknown = pl.when(pl.col("stay_id") == 33).then(None).otherwise("target_length_of_stay_hours")
+    return beliefs.with_columns(target_length_of_stay_hours=unknown)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_stay, r"first and second cannot be compared: stay 31 is held out in first only \(1 such"),
+        (unknown_length, r"first and second .*hours of held-out stay 33 is [\d.]+ in first, unknown in second"),
+        (other_outcome, r"first and second .*target_mortality of held-out stay 42 is 0 in first, 1 in second"),
+    ],
+)  # fmt: skip
+def test_other_stays_or_outcomes_are_refused(tmp_path, change, message):
+    assert cohort()[1]["mortality"][42] == 0
+    runs = [made_run(tmp_path / "first", 1.0), made_run(tmp_path / "second", 1.0, change=change)]
+    with pytest.raises(TrajlmError, match=message):
+        compare(runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_held_out_stays_need_be_the_same(tmp_path):
+    def other_tuning(beliefs):
+        return beliefs.filter(pl.col("stay_id") != 3)
+
+    runs = [made_run(tmp_path / "first", 1.0), made_run(tmp_path / "second", 1.0, change=other_tuning)]
+    compare(runs, tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.md").exists()
+
+
+def test_runs_that_cannot_be_compared_are_named(tmp_path):
+    run = made_run(tmp_path / "run", 1.0)
+    with pytest.raises(TrajlmError, match="named twice"):
+        compare([run, run.parent / "." / "run"], tmp_path / "out")
+    with pytest.raises(TrajlmError, match="not a run folder"):
+        compare([run, tmp_path / "nowhere"], tmp_path / "out")
+    other = made_run(tmp_path / "other", 1.0)
+    pl.read_parquet(other / "beliefs.parquet").drop("target_mortality").write_parquet(other / "beliefs.parquet")
+    with pytest.raises(TrajlmError, match="only run has beliefs on mortality"):
+        compare([run, other], tmp_path / "out")
+    (other / "metrics.json").unlink()
+    with pytest.raises(TrajlmError, match=r"other: fine-tuning has not finished"):
+        compare([run, other], tmp_path / "out")
+    about = yaml.safe_load((other / "config.yaml").read_text()) | {"stage": "pretraining"}
+    (other / "config.yaml").write_text(yaml.safe_dump(about))
+    with pytest.raises(TrajlmError, match="other is a run of pretraining"):
+        compare([run, other], tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrajlmError, match="cannot write"):
+        compare([run], tmp_path / "file")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path):
+    runs = [made_run(tmp_path / side / "run", 1.0, static_seed=i) for i, side in enumerate(("left", "right"))]
+    compare(runs, tmp_path / "out")
+    assert set(pl.read_csv(tmp_path / "out" / "comparison.csv")["run"]) == {str(run) for run in runs}

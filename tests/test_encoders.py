@@ -1,0 +1,328 @@
+"""Encoders: what they read of a view, and that what is absent never reaches them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trajlm.config import EncoderConfig
+from trajlm.dataset import StayBatch
+from trajlm.encoders import ENCODERS, build_encoder
+from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.encoders.image import augment
+from trajlm.encoders.text import BUCKETS, hashed_words
+from trajlm.errors import TrajlmError
+from trajlm.schema import FittedFeature, Modality
+from trajlm.views import CarriedState, ImageView, NumericView, TextView, numeric_view
+
+CONFIG = EncoderConfig(latent_width=6, hidden_width=16)
+FEATURES = 3
+NUMERIC = [name for name, (kind, _) in ENCODERS.items() if kind == "numeric"]
+MODALITIES = [
+    Modality("age", "numeric", static=True),
+    Modality("labs", "numeric"),
+    Modality("note", "text"),
+    Modality("xray", "image"),
+]
+
+
+def encoder(kind: str, name: str, config: EncoderConfig = CONFIG) -> torch.nn.Module:
+    torch.manual_seed(0)
+    modality = Modality("it", kind)
+    return build_encoder(modality, FEATURES, replace(config, by_modality={"it": name})).eval()
+
+
+def random_view(lengths: list[int], seed: int = 0) -> NumericView:
+    random = np.random.default_rng(seed)
+    observed = [random.random((n, FEATURES)) < 0.6 for n in lengths]
+    values = [random.normal(size=o.shape).astype(np.float32) * o for o in observed]
+    return numeric_view(values, observed, [np.sort(random.uniform(0, 48, n)) for n in lengths])
+
+
+def aligned(**options) -> AlignedEncoders:
+    torch.manual_seed(0)
+    features = [FittedFeature("age", "age", feature_id=0)]
+    features += [FittedFeature("labs", f"lab{i}", feature_id=1 + i) for i in range(FEATURES)]
+    return AlignedEncoders(MODALITIES, features, replace(CONFIG, **options)).eval()
+
+
+def stays(present: list[list[int]], seed: int = 0) -> StayBatch:
+    """Stays that hold these of age, labs, note, xray."""
+    mask, random = torch.tensor(present, dtype=torch.bool), np.random.default_rng(seed)
+    age, labs, notes, pictures = (int(n) for n in mask.sum(dim=0))
+    views = {}
+    if age:
+        ones = [np.ones((1, 1), dtype=bool)] * age
+        values = [random.normal(size=(1, 1)).astype(np.float32) for _ in range(age)]
+        views["age"] = numeric_view(values, ones, [np.zeros(1)] * age)
+    if labs:
+        views["labs"] = random_view([1 + i % 3 for i in range(labs)], seed)
+    if notes:
+        views["note"] = TextView([f"note number {i} is stable" for i in range(notes)])
+    if pictures:
+        views["xray"] = ImageView(torch.from_numpy(random.integers(0, 256, (pictures, 16, 16), dtype=np.uint8)))
+    return StayBatch(torch.arange(len(present)), mask, tuple(m.name for m in MODALITIES), views)
+
+
+# Numeric inputs
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+@settings(deadline=None, max_examples=15)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_padding_never_changes_a_latent(name, lengths, seed):
+    model, view = encoder("numeric", name), random_view(lengths, seed)
+    with torch.no_grad():
+        together = model(view)
+        for row, length in enumerate(lengths):
+            parts = ("values", "observed", "state", "hours", "steps")
+            alone = NumericView(*(getattr(view, part)[row : row + 1, :length] for part in parts))
+            torch.testing.assert_close(model(alone)[0], together[row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_what_padding_holds_is_never_read(name):
+    model, view = encoder("numeric", name), random_view([5, 2])
+    noisy = replace(view, state=view.state.clone(), hours=view.hours.clone(), values=view.values.clone())
+    noisy.state[1, 2:], noisy.hours[1, 2:], noisy.values[1, 2:] = 9.0, 40.0, 5.0
+    with torch.no_grad():
+        assert torch.equal(model(view), model(noisy))
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_an_unobserved_value_is_told_from_an_observed_zero(name):
+    model = encoder("numeric", name, replace(CONFIG, state=False))
+    zeros, hours = np.zeros((1, FEATURES), dtype=np.float32), [np.zeros(1)]
+    seen = numeric_view([zeros], [np.ones_like(zeros, dtype=bool)], hours)
+    unseen = numeric_view([zeros], [np.zeros_like(zeros, dtype=bool)], hours)
+    with torch.no_grad():
+        assert not torch.allclose(model(seen), model(unseen))
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_state_is_read_only_where_asked_for(name):
+    view = random_view([4, 3])
+    other = replace(view, state=view.state + 1)
+    for wanted in (True, False):
+        model = encoder("numeric", name, replace(CONFIG, state=wanted))
+        with torch.no_grad():
+            assert torch.equal(model(view), model(other)) != wanted
+
+
+def test_the_series_encoder_reads_the_order_of_its_steps():
+    model, view = encoder("numeric", "lstm"), random_view([3])
+    turned = replace(view, values=view.values.flip(1), observed=view.observed.flip(1), state=view.state.flip(1))
+    with torch.no_grad():
+        assert not torch.allclose(model(view), model(turned))
+
+
+def test_recurrent_weights_start_orthogonal():
+    width, lstm = CONFIG.hidden_width, encoder("numeric", "lstm").lstm
+    # One orthogonal matrix over the four gates stacked, as the public initialiser makes it: its columns are.
+    weight = lstm.weight_hh_l0
+    torch.testing.assert_close(weight.T @ weight, torch.eye(width), rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(steps=st.integers(1, 8), seed=st.integers(0, 999))
+def test_single_steps_are_what_a_stream_would_see(steps, seed):
+    """The views of events cut from a stay equal those made one event at a time with the state carried by hand."""
+    random = np.random.default_rng(seed)
+    observed = random.random((steps, FEATURES)) < 0.4
+    values = (random.normal(size=observed.shape) * observed).astype(np.float32)
+    hours = np.sort(random.uniform(0, 48, steps))
+    events = numeric_view([values], [observed], [hours]).single_steps()
+    assert len(events) == steps
+    last: dict[int, tuple[float, float]] = {}
+    carried = CarriedState.unobserved(FEATURES)
+    for step in range(steps):
+        for feature in np.flatnonzero(observed[step]):
+            last[feature] = (float(values[step, feature]), hours[step])
+        expected = [last[f][0] if f in last else 0.0 for f in range(FEATURES)]
+        expected += [float(f in last) for f in range(FEATURES)]
+        expected += [np.log1p(hours[step] - last[f][1]) if f in last else 0.0 for f in range(FEATURES)]
+        assert np.allclose(events.state[step, 0], expected, atol=1e-6)
+        carried = carried.advance(values[step], observed[step], np.array(hours[step]))
+        assert np.array_equal(carried.features(np.array(hours[step])), events.state[step, 0].numpy())
+    for name in NUMERIC:
+        model = encoder("numeric", name)
+        with torch.no_grad():
+            one_by_one = torch.cat([model(events.select(torch.tensor([i]))) for i in range(steps)])
+            torch.testing.assert_close(model(events), one_by_one, rtol=1e-5, atol=1e-6)
+
+
+def test_an_input_reduced_to_one_step_is_that_step():
+    view = random_view([4, 2, 3])
+    reduced = view.keep_step(np.array([2, -1, 0]))
+    singles = view.single_steps()
+    for name in NUMERIC:
+        model = encoder("numeric", name)
+        with torch.no_grad():
+            latents, each, whole = model(reduced), model(singles), model(view)
+        torch.testing.assert_close(latents, torch.stack([each[2], whole[1], each[6]]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_view_refuses_padding_at_the_front():
+    view = random_view([3, 2])
+    with pytest.raises(ValueError, match="padding belongs at the end"):
+        replace(view, steps=view.steps.flip(1))
+    with pytest.raises(ValueError, match="expected state"):
+        replace(view, state=view.values)
+
+
+# Text
+
+
+def test_hashed_words_are_the_same_in_every_process():
+    text = "Chest tube in place. No pneumothorax; 3 ribs."
+    code = f"from trajlm.encoders.text import hashed_words; print(*hashed_words({text!r}))"
+    for seed in ("1", "2"):
+        done = command(sys.executable, "-c", code, PYTHONHASHSEED=seed)
+        assert [int(word) for word in done.stdout.split()] == list(hashed_words(text))
+
+
+def test_hashed_words_are_pinned():
+    """Saved weights are addressed by these numbers: another hash would scramble every saved run in silence."""
+    grams = ["no", "edema", ".", "no edema", "edema ."]
+    digests = [hashlib.blake2b(gram.encode(), digest_size=4).hexdigest() for gram in grams]
+    assert hashed_words("No edema.") == tuple(int(digest, 16) % 2**14 for digest in digests)
+    assert hashed_words("No edema.") == (2863, 12088, 4746, 343, 536)
+    assert all(0 <= bucket < BUCKETS for bucket in hashed_words("No edema. No edema!"))
+    assert hashed_words("EDEMA") == hashed_words("edema")
+    assert hashed_words("") == (0,)
+    assert hashed_words("left lung") != hashed_words("lung left")
+
+
+def test_a_note_is_read_alone_whatever_stands_beside_it():
+    model = encoder("text", "hashed-text")
+    texts = ["clear lungs", "", "a long note about an effusion on the left side " * 3]
+    with torch.no_grad():
+        together = model(TextView(texts))
+        for row, text in enumerate(texts):
+            torch.testing.assert_close(model(TextView([text]))[0], together[row], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(together[0], together[2])
+
+
+# Pictures
+
+
+def test_a_picture_is_read_alone_and_whole():
+    model = encoder("image", "cnn")
+    pixels = stays([[0, 0, 0, 1]] * 3).views["xray"].pixels
+    with torch.no_grad():
+        together = model(ImageView(pixels))
+        alone = torch.cat([model(ImageView(pixels[i : i + 1])) for i in range(3)])
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+        changed = pixels.clone()
+        changed[0, -1, -1] = 255 - changed[0, -1, -1]
+        assert not torch.equal(model(ImageView(changed))[0], together[0])
+
+
+def test_augmentation_happens_in_training_alone_and_stays_a_picture():
+    torch.manual_seed(0)
+    pixels = torch.rand(4, 1, 16, 16)
+    moved = augment(pixels)
+    assert moved.shape == pixels.shape
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert not torch.allclose(moved, augment(pixels))
+    model, view = encoder("image", "cnn"), ImageView((pixels[:, 0] * 255).byte())
+    with torch.no_grad():
+        assert torch.equal(model(view), model(view))
+        model.train()
+        assert not torch.equal(model(view), model(view))
+
+
+def test_pictures_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="expected pixels uint8"):
+        ImageView(torch.zeros(1, 3, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="expected pixels uint8"):
+        ImageView(torch.zeros(1, 4, 4))
+
+
+# All together
+
+
+def test_an_absent_modality_never_runs_and_its_token_stands_in():
+    model = aligned()
+    ran: dict[str, list[int]] = {}
+    for name, part in model.encoders.items():
+        part.register_forward_hook(lambda _, inputs, output, name=name: ran.setdefault(name, []).append(len(inputs[0])))
+    batch = stays([[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]])
+    with torch.no_grad():
+        latents = model(batch)
+    assert ran == {"age": [3], "labs": [1], "note": [1]}
+    for stay, column in (~batch.present).nonzero().tolist():
+        assert torch.equal(latents[stay, column], model.missing_tokens[column])
+    for column, name in enumerate(model.modalities):
+        held = batch.present[:, column]
+        if held.any():
+            with torch.no_grad():
+                assert torch.equal(latents[held, column], model.encode(name, batch.views[name]))
+
+
+@pytest.mark.parametrize("modality", ["labs", "note", "xray"])
+def test_raw_input_of_a_masked_modality_changes_nothing(modality):
+    """NaN weights in its encoder would spread, were it run; its inputs reach no output and no gradient."""
+    model, batch = aligned(), stays([[1, 1, 1, 1], [1, 1, 1, 1]])
+    column = model.modalities.index(modality)
+    fewer = batch.present.clone()
+    fewer[:, column] = False
+    before = model(batch.masked(fewer))
+    with torch.no_grad():
+        for parameter in model.encoders[modality].parameters():
+            parameter.fill_(float("nan"))
+    after = model(batch.masked(fewer))
+    assert torch.equal(before, after)
+    after.sum().backward()
+    assert all(p.grad is None for p in model.encoders[modality].parameters())
+    assert model.missing_tokens.grad[column].abs().sum() > 0
+    assert not model(batch).isfinite().all()
+
+
+def test_masking_leaves_the_right_inputs_with_each_stay():
+    model, batch = aligned(), stays([[1, 1, 1, 0], [1, 0, 1, 1], [0, 1, 1, 1]])
+    fewer = batch.present.clone()
+    fewer[0, 2] = fewer[2, 1] = False
+    with torch.no_grad():
+        whole, masked = model(batch), model(batch.masked(fewer))
+    torch.testing.assert_close(masked[fewer], whole[fewer], rtol=1e-5, atol=1e-6)
+    assert torch.equal(masked[0, 2], model.missing_tokens[2])
+    with pytest.raises(ValueError, match="cannot be made present"):
+        batch.masked(torch.ones_like(batch.present))
+
+
+def test_a_batch_counts_its_inputs():
+    batch = stays([[1, 1, 0, 0], [1, 1, 0, 0]])
+    short = {**batch.views, "labs": batch.views["labs"].select(torch.tensor([0]))}
+    with pytest.raises(ValueError, match="2 stays hold labs, its view holds 1"):
+        replace(batch, views=short)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "said"),
+    [
+        (Modality("labs", "numeric"), "lstmm", "the nearest is 'lstm'"),
+        (Modality("labs", "numeric"), "cnn", "reads image inputs"),
+        (Modality("note", "text"), "hashed", "the nearest is 'hashed-text'"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(modality, name, said):
+    with pytest.raises(TrajlmError, match=said):
+        build_encoder(modality, FEATURES, EncoderConfig(by_modality={modality.name: name}))
+
+
+def test_defaults_by_kind():
+    kinds = {m.name: type(aligned().encoders[m.name]).__name__ for m in MODALITIES}
+    assert kinds == {"age": "TabularMLP", "labs": "SeriesLSTM", "note": "HashedText", "xray": "ImageCNN"}

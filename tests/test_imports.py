@@ -1,0 +1,141 @@
+"""The tree reads as the pipeline does: a module imports from its own stage or an earlier one, never back."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Stages in order; a name stands for its module or for everything in its folder.
+ORDER = [
+    ["errors", "resources"],
+    ["schema", "config"],
+    ["weights"],
+    ["cohorts"],
+    ["grouping", "splits"],
+    ["prepare"],
+    ["views"],
+    ["dataset"],
+    ["alignment", "distributed", "retrieval"],
+    ["encoders"],
+    ["checkpoint"],
+    ["latents"],
+    ["backbones", "tasks", "fusions"],
+    ["trajectory"],
+    ["scores"],
+    ["metrics"],
+    ["training"],
+    ["cards"],
+    ["assemble"],
+    ["pretraining", "finetuning"],
+    ["interpret"],
+    ["report"],
+    ["compare"],
+    ["cli"],
+]
+STAGE = {name: stage for stage, names in enumerate(ORDER) for name in names}
+# Conveniences a user reaches through the model or the package, imported only when called for.
+LATE = {("trajlm.trajectory", "trajlm.assemble")}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / "trajlm").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(source: str, known: set[str]) -> set[tuple[str, bool]]:
+    """Names of imported modules, and whether the import stands at the top of the module."""
+    tree = ast.parse(source)
+    top = {id(node) for node in tree.body}
+    found = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            # `from package import module` imports the module; `from package import name` the package.
+            names = [name if name in known else str(node.module) for name in inner]
+        found |= {(name, id(node) in top) for name in names}
+    return found
+
+
+MODULES = modules()
+IMPORTS = {name: imports_of(path.read_text(), set(MODULES)) for name, path in MODULES.items()}
+
+
+def stage(module: str) -> int:
+    name = module.split(".")[1]
+    assert name in STAGE, f"trajlm/{name} has no place in ORDER"
+    return STAGE[name]
+
+
+def test_every_module_has_a_place_and_every_place_a_module():
+    assert {module.split(".")[1] for module in MODULES if "." in module} == set(STAGE)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "trajlm"])
+def test_imports_go_from_later_stages_to_earlier(module):
+    for imported, at_top in IMPORTS[module]:
+        if imported == "trajlm" or not imported.startswith("trajlm."):
+            continue
+        if (module, imported) in LATE:
+            assert not at_top, f"{module} imports {imported} at its top"
+            continue
+        own = module.split(".")[1] == imported.split(".")[1]
+        assert own or stage(imported) < stage(module), f"{module} imports {imported}, which is no earlier stage"
+
+
+def test_late_imports_are_still_needed():
+    assert all((late, False) in IMPORTS[module] for module, late in LATE)
+
+
+def test_no_two_modules_import_each_other():
+    graph = {m: {i for i, top in IMPORTS[m] if top and i in MODULES} for m in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join([*above[above.index(module) :], module])
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_cohorts_do_not_know_each_other():
+    """Every cohort is a family of files whose names begin alike; they share the ledger and the registry alone."""
+    families = {m.split(".")[2].split("_")[0] for m in MODULES if m.startswith("trajlm.cohorts.")} - {"ledger"}
+    assert {"synthetic", "physionet2012", "mimic"} <= families
+    for module in (m for m in MODULES if m.startswith("trajlm.cohorts.")):
+        own = module.split(".")[2].split("_")[0]
+        for imported, _ in IMPORTS[module]:
+            if imported.startswith("trajlm.cohorts."):
+                assert imported.split(".")[2].split("_")[0] in {own, "ledger"}, f"{module} imports {imported}"
+
+
+def test_the_package_imports_no_script():
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    assert {"pretrain", "finetune", "interpret"} <= scripts
+    used = {(m, i) for m, found in IMPORTS.items() for i, _ in found if i.split(".")[0] in scripts}
+    assert not used
+
+
+def test_scripts_parse_their_flags_before_they_load_torch():
+    heavy = {"torch", "transformers", "peft", "accelerate", "polars", "numpy"}
+    light = ["trajlm", "trajlm.cli", "trajlm.config", "trajlm.errors", "trajlm.resources"]
+    for name in light:
+        assert not {i.split(".")[0] for i, top in IMPORTS[name] if top} & heavy
+    for script in ("pretrain.py", "finetune.py", "interpret.py"):
+        top = {i for i, at_top in imports_of((ROOT / script).read_text(), set(MODULES)) if at_top}
+        assert {i for i in top if i.startswith("trajlm")} <= set(light)
+        assert not {i.split(".")[0] for i in top} & heavy
