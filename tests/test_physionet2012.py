@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cohort_example import Read, read_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physionet2012_example import (
@@ -24,32 +25,29 @@ from physionet2012_example import (
     write_release,
 )
 
-from trajlm.cohorts.ledger import RowLedger
-from trajlm.cohorts.physionet2012 import DEFAULT_BIN_HOURS, read
+from trajlm.cohorts import physionet2012
+from trajlm.cohorts.physionet2012 import DEFAULT_BIN_HOURS
 from trajlm.cohorts.physionet2012_variables import CODES, FEATURES, MODALITIES, VARIABLES
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
-from trajlm.schema import RawTimelines
 
 COHORT = "physionet2012"
 
 
-def run(raw: Path, rejected: Path | None = None, **options) -> tuple[RawTimelines, dict]:
+def run(raw: Path, folder: Path | None = None, **options) -> tuple[Read, dict]:
     with tempfile.TemporaryDirectory() as spare:
-        ledger = RowLedger(rejected or Path(spare))
-        timelines = read(raw, PrepareConfig(cohort=COHORT, **options), ledger)
-        return timelines, ledger.close()
+        found = read_cohort(physionet2012, raw, PrepareConfig(cohort=COHORT, **options), folder or Path(spare))
+        return found, found.account
 
 
-def rows_of(timelines: RawTimelines) -> list[tuple]:
+def rows_of(timelines: Read) -> list[tuple]:
     return sorted(timelines.measurements.iter_rows())
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory) -> tuple[RawTimelines, dict, pl.DataFrame]:
-    folder = tmp_path_factory.mktemp("rejected")
-    timelines, account = run(REAL, folder)
-    return timelines, account, pl.read_parquet(folder / "set-a.parquet")
+def real(tmp_path_factory) -> tuple[Read, dict, pl.DataFrame]:
+    timelines, account = run(REAL, tmp_path_factory.mktemp("read"))
+    return timelines, account, timelines.rejected("set-a")
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +163,8 @@ def test_stays_and_targets_are_the_outcomes_file(real, lines):
         assert row["target_length_of_stay_hours"] == (None if days == -1 else days * 24)
     assert stays["target_mortality"].sum() == 554
     assert (stays["hours_in_unit"] == 48).all()
-    assert account["Outcomes-a"] == {"read": 4000, "kept": 4000, "rejected": 0, "reasons": {}}
-    assert any("60 stays have no known length of stay" in note for note in timelines.notes)
+    assert account["Outcomes-a"] == {"read": 4000, "kept": 4000, "rejected": 0, "stored": 0, "reasons": {}}
+    assert any("60 stays have no known length of stay" in note for note in timelines.raw.notes)
 
 
 @needs_real
@@ -179,7 +177,7 @@ def test_stays_without_any_series_stay_in_the_cohort(real, lines):
     assert bare <= set(timelines.stays["stay_id"])
     held = timelines.measurements.filter(pl.col("stay_id").is_in(bare))
     assert set(held["modality"]) == {"demographics"}
-    assert any("3 stays hold nothing beyond descriptors" in note for note in timelines.notes)
+    assert any("3 stays hold nothing beyond descriptors" in note for note in timelines.raw.notes)
 
 
 def test_features_and_modalities_are_in_the_documented_order():
@@ -221,7 +219,7 @@ def test_of_one_minute_the_last_possible_value_stands(tmp_path):
 def test_rows_that_releases_are_known_to_hold_are_rejected_with_their_reason(tmp_path):
     rows = "01:00,,-1 02:00,Age,61 00:00,ICUType,9 03:00,MechVent,1 04:00,MechVent,0 05:00,MechVent,3"
     write_release(tmp_path / "raw", {7: record(7, rows)})
-    timelines, account = run(tmp_path / "raw", tmp_path / "rejected")
+    timelines, account = run(tmp_path / "raw", tmp_path / "read")
     assert account["set-a"]["reasons"] == {
         "no parameter named": 1,
         "descriptor missing (-1)": 1,
@@ -230,7 +228,7 @@ def test_rows_that_releases_are_known_to_hold_are_rejected_with_their_reason(tmp
     }
     held = {row[3]: row[4] for row in rows_of(timelines) if row[3].startswith("MechVent")}
     assert held == {"MechVent=yes": 1.0, "MechVent=no": 1.0}
-    stored = pl.read_parquet(tmp_path / "rejected" / "set-a.parquet").filter(pl.col("reason") == "no parameter named")
+    stored = timelines.rejected("set-a").filter(pl.col("reason") == "no parameter named")
     assert stored.select("line", "Time", "Parameter", "Value").row(0) == (8, "01:00", "", "-1")
 
 
@@ -274,8 +272,8 @@ def test_every_form_of_a_set_reads_the_same(tmp_path, form, direct):
     assert found.stays.equals(wanted.stays)
     assert other_account == account
     assert found.stays["target_mortality"].null_count() == 0
-    assert all(Path(name).is_file() for name in found.inputs)
-    assert len(found.inputs) == (8 if form == "folder" else 2)
+    assert all(Path(name).is_file() for name in found.raw.inputs)
+    assert len(found.raw.inputs) == (8 if form == "folder" else 2)
 
 
 def test_line_ends_of_windows_and_a_missing_last_one_change_nothing(tmp_path):
@@ -303,7 +301,7 @@ def test_a_set_without_outcomes_has_null_targets_and_says_so(tmp_path):
     (tmp_path / "Outcomes-a.txt").unlink()
     timelines, account = run(tmp_path)
     assert timelines.stays.select("target_mortality", "target_length_of_stay_hours").row(0) == (None, None)
-    assert any("no Outcomes-a.txt" in note for note in timelines.notes)
+    assert any("no Outcomes-a.txt" in note for note in timelines.raw.notes)
     assert set(account) == {"set-a"}
 
 
@@ -319,7 +317,7 @@ def test_files_of_other_names_are_noted_and_not_read(tmp_path):
     write_release(tmp_path, {1: record(1)})
     (tmp_path / "set-a" / "._1.txt").write_bytes(b"\x00\x05")
     timelines, _ = run(tmp_path)
-    assert any("1 files are not named NNNNNN.txt" in note for note in timelines.notes)
+    assert any("1 files are not named NNNNNN.txt" in note for note in timelines.raw.notes)
 
 
 FAULTS = {

@@ -12,10 +12,12 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
+from cohort_example import read_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physionet2012_example import (
@@ -29,11 +31,18 @@ from physionet2012_example import (
     write_release,
 )
 
-from trajlm.cohorts.ledger import RowLedger
-from trajlm.cohorts.physionet2012 import read
+from trajlm.cohorts import physionet2012
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
-from trajlm.grouping import build_events, fit_features, group_measurements
+from trajlm.grouping import (
+    Catalogue,
+    LeftOut,
+    build_events,
+    feature_statistics,
+    fit_features,
+    group_measurements,
+    merge_statistics,
+)
 from trajlm.prepare import prepare
 from trajlm.schema import (
     ADMISSION_RANK,
@@ -45,9 +54,9 @@ from trajlm.schema import (
     STAY_COLUMNS,
     Feature,
     Modality,
-    RawTimelines,
     empty,
 )
+from trajlm.shards import plan_shards
 from trajlm.splits import RARE, assign_splits, read_splits
 
 ROOT = Path(__file__).parents[1]
@@ -263,9 +272,9 @@ def test_events_are_those_of_a_plain_loop_on_twenty_real_stays(real, bin_hours, 
     if bin_hours:
         out = tmp_path / "out"
         prepare(config(REAL, bin_hours=bin_hours), out)
-    timelines = read(REAL, config(REAL), RowLedger(tmp_path))
+    timelines = read_cohort(physionet2012, REAL, config(REAL), tmp_path / "read")
     chosen = random.Random(1).sample(timelines.stays["stay_id"].to_list(), 20)
-    order = {m.name: i for i, m in enumerate(timelines.modalities)}
+    order = {m.name: i for i, m in enumerate(timelines.raw.modalities)}
     mine = timelines.measurements.filter(pl.col("stay_id").is_in(chosen))
     wanted = grouped_by_hand(list(mine.iter_rows()), order, bin_hours)
     names = [f["name"] for f in features_of(out)]
@@ -282,27 +291,27 @@ PANEL = (Modality("static", "numeric", static=True), Modality("panel", "numeric"
 TRIO = tuple(Feature("panel", name, aggregate="sum" if name in AMOUNTS else "last") for name in "abc")
 
 
-def tiny(measurements: list[tuple], documents: Sequence[tuple] = (), images: Sequence[tuple] = ()) -> RawTimelines:
-    stays = pl.DataFrame(
-        [(i, f"p{i}", 48.0, 0, 1.0, 0) for i in (1, 2)],
-        schema={**STAY_COLUMNS, ADMISSION_RANK: pl.Int64()},
-        orient="row",
-    )
-    frames = [
-        pl.DataFrame(list(rows), schema=columns, orient="row") if rows else empty(columns)
-        for rows, columns in (
-            (measurements, MEASUREMENT_COLUMNS),
-            (documents, DOCUMENT_COLUMNS),
-            (images, IMAGE_COLUMNS),
-        )
-    ]
-    return RawTimelines("tiny", (*PANEL, Modality("picture", "image")), TRIO, stays, frames[0], frames[1], frames[2])
+CATALOGUE = Catalogue((*PANEL, Modality("picture", "image")), TRIO)
+Rows = dict[str, pl.DataFrame]
 
 
-def built(raw: RawTimelines, bin_hours: float) -> pl.DataFrame:
-    cells = group_measurements(raw, bin_hours)
-    events, note = build_events(raw, cells, fit_features(raw, cells, raw.stays["stay_id"]))
-    assert note == ""
+def tiny(measurements: list[tuple], documents: Sequence[tuple] = (), images: Sequence[tuple] = ()) -> Rows:
+    wanted = {
+        "measurements": (measurements, MEASUREMENT_COLUMNS),
+        "documents": (documents, DOCUMENT_COLUMNS),
+        "images": (images, IMAGE_COLUMNS),
+    }
+    return {
+        kind: pl.DataFrame(list(rows), schema=columns, orient="row") if rows else empty(columns)
+        for kind, (rows, columns) in wanted.items()
+    }
+
+
+def built(rows: Rows, bin_hours: float) -> pl.DataFrame:
+    cells = group_measurements(CATALOGUE, rows["measurements"], bin_hours)
+    fitted = fit_features(CATALOGUE, feature_statistics(cells, pl.Series([1, 2])), 2)
+    events, lost = build_events(CATALOGUE, cells, rows["documents"], rows["images"], fitted)
+    assert lost == LeftOut(0, 0)
     return events
 
 
@@ -343,6 +352,65 @@ def test_notes_and_pictures_are_events_of_their_own_and_ties_follow_the_modaliti
     ]
     alone = built(tiny([], notes), 0.0)
     assert alone["text"].to_list() == ["first", "second", "other"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(measured, st.lists(st.integers(0, 3), min_size=2, max_size=2))
+def test_statistics_of_parts_are_those_of_the_whole_and_of_numpy(drawn, part_of):
+    rows = [(s, minute / 60, "panel", name, float(value)) for s, minute, name, value in drawn]
+    cells = group_measurements(CATALOGUE, tiny(rows)["measurements"], 1.0)
+    ids = pl.Series([1, 2])
+    parts = [
+        cells.filter(pl.Series(cells["stay_id"]).is_in([s for s in (1, 2) if part_of[s - 1] == k])) for k in range(4)
+    ]
+    merged = merge_statistics(feature_statistics(part, ids) for part in parts)
+    assert merged["feature_index"].to_list() == sorted(set(cells["feature_index"]))
+    for row in merged.iter_rows(named=True):
+        mine = cells.filter(pl.col("feature_index") == row["feature_index"])
+        x = [math.copysign(math.log1p(abs(v)), v) for v in mine["value"].to_list()]
+        assert (row["count"], row["stays"]) == (len(x), mine["stay_id"].n_unique())
+        assert (row["least"], row["most"]) == pytest.approx((min(x), max(x)))
+        assert row["mean"] == pytest.approx(statistics.fmean(x))
+        assert row["squares"] == pytest.approx(statistics.pvariance(x) * len(x), abs=1e-9)
+
+
+def test_shards_and_processes_change_nothing(release, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("trajlm.prepare.plan_shards", partial(plan_shards, weight=150))
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        prepare(config(release, processes=processes), out)
+        assert len(list((out / "events").iterdir())) > 5
+        assert events_of(out).equals(events_of(prepared))
+        assert (out / "stays.parquet").read_bytes() == (prepared / "stays.parquet").read_bytes()
+        for mine, theirs in zip(features_of(out), features_of(prepared), strict=True):
+            assert mine == pytest.approx(theirs)
+        manifest, other = (json.loads((folder / "manifest.json").read_text()) for folder in (out, prepared))
+        assert {**manifest, "settings": 0} == {**other, "settings": 0}
+        assert not (out / "spool").exists()
+
+
+def test_a_feature_that_too_few_training_stays_hold_is_left_out():
+    features = tuple(Feature("panel", name, least_share=share) for name, share in (("a", 0.5), ("b", 0.51), ("c", 0.0)))
+    catalogue = Catalogue(PANEL, features)
+    rows = [
+        (1, 0.0, "panel", "a", 1.0),
+        (1, 0.0, "panel", "b", 1.0),
+        (1, 2.0, "panel", "b", 1.0),
+        (2, 0.0, "panel", "b", 2.0),
+    ]
+    cells = group_measurements(catalogue, tiny(rows)["measurements"], 0.0)
+    fitted = fit_features(catalogue, feature_statistics(cells, pl.Series([1])), 2)
+    assert [f.name for f in fitted] == ["a", "c"], "b is held by one training stay of two, and stay 2 does not train"
+
+
+def test_stored_rejects_are_capped_and_all_are_counted(release, prepared, tmp_path):
+    prepare(config(release, rejected_rows=3), tmp_path / "out")
+    table = json.loads((tmp_path / "out" / "manifest.json").read_text())["tables"]["set-a"]
+    whole = json.loads((prepared / "manifest.json").read_text())["tables"]["set-a"]
+    stored = pl.read_parquet(tmp_path / "out" / "rejected" / "set-a.parquet")
+    assert {**table, "stored": 0} == {**whole, "stored": 0}
+    assert whole["stored"] == whole["rejected"] > table["stored"] == stored.height
+    assert dict(stored["reason"].value_counts().iter_rows()) == {r: min(n, 3) for r, n in table["reasons"].items()}
 
 
 # Splits
@@ -464,7 +532,7 @@ def test_a_fault_leaves_nothing_behind(tmp_path):
         prepare(PrepareConfig(cohort="physionet2012"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("moment", ["build_events", "_version"])
+@pytest.mark.parametrize("moment", ["fit_features", "_version"])
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_made_good(prepared, release, tmp_path, moment):
     code = (
         f"import os, signal, sys; from pathlib import Path; from trajlm import prepare as p; "

@@ -29,36 +29,69 @@ class PrepareConfig:
     """Raw release to prepared folder.
 
     Args:
-        cohort: name of the cohort: synthetic, mimic or physionet2012.
+        cohort: name of the cohort: synthetic, mimic, eicu, physionet2012 or meds.
         raw: folder of the release as it lies on disk.
         splits: CSV file with the columns stay_id and split (train, tuning, held_out), to use published splits.
         window_hours: events later than this after admission to the unit are left out; null keeps the whole stay.
+        before_admission_hours: rows up to this long before admission to the unit are kept, dated at hour 0; 0 keeps
+            none.
         bin_hours: width of the time bins whose rows of one modality form one event; 0 joins rows of the same minute
             only; null takes the cohort's default.
+        result_times: available dates a result by when it could be known (storetime, revised offset), charted by when
+            the specimen was taken or the examination made.
         sets: PhysioNet 2012 only: which of the sets a, b and c to read; empty reads every set found.
+        notes_folder: MIMIC only: folder of MIMIC-IV-Note where it lies apart from raw.
+        images_folder: MIMIC only: folder of MIMIC-CXR-JPG where it lies apart from raw.
+        items: MIMIC only: item ids of chartevents and labevents to read beside the default variables.
         discharge_notes: keep discharge summaries. They are written after the outcome is known: a leak for mortality.
-        paper_faithful: restore every choice of the paper (whole stays, discharge summaries), leaks included.
+        further_modalities: eICU only: vital_periodic, vital_aperiodic, infusion.
+        aps_at_admission: eICU only: date the severity score's variables at hour 0, as the paper does, rather than at
+            hour 24 when they could be known: a leak.
+        least_code_share: eICU only: a code or laboratory test is a feature if at least this share of the training stays
+            hold it.
+        mapping: MEDS only: YAML file that sends codes to modalities and names the targets.
+        paper_faithful: restore every choice of the paper (whole stays, discharge summaries, charted times, severity
+            variables at admission; eICU: drug orders by their start, of the demographics age, gender and ethnicity
+            alone, no stays without laboratory results), leaks included.
         image_pixels: chest X-rays are stored greyscale, centre-cropped to a square of this many pixels a side.
         seed: seed of the split.
+        processes: how many shards of stays to prepare at a time.
+        rejected_rows: most rejected rows to store per table and reason; all are counted. null stores all.
     """
 
     cohort: str = "synthetic"
     raw: str | None = None
     splits: str | None = None
     window_hours: float | None = 48.0
+    before_admission_hours: float = 0.0
     bin_hours: float | None = None
+    result_times: Literal["available", "charted"] = "available"
     sets: list[str] = field(default_factory=list)
+    notes_folder: str | None = None
+    images_folder: str | None = None
+    items: list[int] = field(default_factory=list)
     discharge_notes: bool = False
+    further_modalities: list[str] = field(default_factory=list)
+    aps_at_admission: bool = False
+    least_code_share: float = 0.05
+    mapping: str | None = None
     paper_faithful: bool = False
     image_pixels: int = 64
     seed: int = 0
+    processes: int = 1
+    rejected_rows: int | None = 1_000_000
 
     def __post_init__(self) -> None:
         _require(self.window_hours is None or self.window_hours > 0, "prepare.window_hours must be positive or null")
+        _require(self.before_admission_hours >= 0, "prepare.before_admission_hours must not be negative")
         _require(self.bin_hours is None or self.bin_hours >= 0, "prepare.bin_hours must not be negative")
+        _require(0 <= self.least_code_share <= 1, "prepare.least_code_share must lie in [0, 1]")
         _require(self.image_pixels >= 16, "prepare.image_pixels must be at least 16")
+        _require(self.processes >= 1, "prepare.processes must be at least 1")
+        _require(self.rejected_rows is None or self.rejected_rows >= 0, "prepare.rejected_rows must not be negative")
         if self.paper_faithful:
             self.window_hours, self.discharge_notes = None, True
+            self.result_times, self.aps_at_admission = "charted", True
 
 
 @dataclass

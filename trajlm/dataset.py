@@ -212,8 +212,11 @@ class Prepared:
         self.readers = {m.name: InputReader(m, self.features, self.image_pixels) for m in self.modalities}
 
     def _check_order(self) -> None:
-        keys = pl.DataFrame({"s": self._events["stay_id"], "h": self.hours, "m": self.modality_index})
-        if not keys.equals(keys.sort("s", "h", "m")):
+        ids = self._events["stay_id"].to_numpy()
+        later = np.zeros(max(0, len(ids) - 1), dtype=bool)  # from the last key to the first: an earlier one decides
+        for key in (self.modality_index, self.hours, ids):
+            later = (key[1:] < key[:-1]) | ((key[1:] == key[:-1]) & later)
+        if later.any():
             raise TrajlmError(f"{self.folder}: events are not sorted by stay, time and modality; prepare it again")
         unknown = set(self._events["stay_id"].unique()) - set(self._position)
         if unknown:

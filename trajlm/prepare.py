@@ -7,10 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from tqdm import tqdm
@@ -19,12 +22,15 @@ from trajlm.cohorts import SYNTHETIC_MARK, load_cohort
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError
-from trajlm.grouping import build_events, fit_features, group_measurements
+from trajlm.grouping import Catalogue, LeftOut, fit_features, left_out_note, merge_statistics
 from trajlm.schema import ADMISSION_RANK, MORTALITY, PHENOTYPE_PREFIX, SPLITS, TRAIN, FittedFeature, RawTimelines
+from trajlm.shards import Grouping, Shard, Writing, over_shards, plan_shards
 from trajlm.splits import assign_splits, combination, read_splits
+from trajlm.spool import Spool
 
-ROW_GROUP_EVENTS = 50_000
-_PATHS = ("raw", "splits")  # where files lie is not what they hold: contents are compared by their sums
+_Part = TypeVar("_Part")
+# Where files lie is not what they hold, whose sums are compared; how the work is shared changes nothing.
+_FREE = ("raw", "splits", "notes_folder", "images_folder", "mapping", "processes")
 
 
 def prepare(settings: PrepareConfig, out: Path) -> None:
@@ -43,7 +49,7 @@ def prepare(settings: PrepareConfig, out: Path) -> None:
     if earlier is not None:
         _require_same_settings(settings, earlier, out)
         listed = [_resolve(raw_place, name) for name in earlier["inputs"]]
-        if _listing(raw_place, out) == earlier["raw_listing"] and all(path.is_file() for path in listed):
+        if _listings(settings, out) == earlier["raw_listing"] and all(path.is_file() for path in listed):
             _require_same_inputs(_inputs(settings, listed), earlier, out)
             tqdm.write(f"{out}: already prepared")
             return
@@ -73,56 +79,93 @@ def _write(settings: PrepareConfig, folder: Path, out: Path, earlier: dict[str, 
 def _write_stages(
     settings: PrepareConfig, folder: Path, out: Path, earlier: dict[str, Any] | None, stages: _Stages
 ) -> dict[str, Any] | None:
-    cohort = load_cohort(settings.cohort)
-    invented = (Path(settings.raw or "") / SYNTHETIC_MARK).is_file()
-    if settings.cohort == "synthetic" and not invented:
-        raise TrajlmError(
-            f"{settings.raw} holds no {SYNTHETIC_MARK}, so `trajlm synthesize` did not write it; for records of "
-            "MIMIC-IV use --cohort mimic"
-        )
+    place = Path(settings.raw or "")
+    cohort = load_cohort(settings.cohort, place)
     stages.next(f"reading {settings.raw}")
-    ledger = RowLedger(folder / "rejected")
-    raw: RawTimelines = cohort.read(Path(settings.raw or ""), settings, ledger)
-    inputs = _inputs(settings, [Path(name) for name in raw.inputs])
+    ledger = RowLedger(folder / "rejected", settings.rejected_rows)
+    spool = Spool(folder / "spool")
+    raw: RawTimelines = cohort.read(place, settings, ledger, spool)
+    files = [Path(name) for name in raw.inputs]
     if earlier is not None:
-        _require_same_inputs(inputs, earlier, out)
+        _require_same_inputs(_inputs(settings, files), earlier, out)
         return None
+    summing = ThreadPoolExecutor(1)  # reading gigabytes once more need not wait for the work, nor the work for it
+    inputs = summing.submit(_inputs, settings, files)
     bin_hours = cohort.DEFAULT_BIN_HOURS if settings.bin_hours is None else settings.bin_hours
-    stages.next(f"grouping {raw.measurements.height:,} measurements of {raw.stays.height:,} stays")
-    cells = group_measurements(raw, bin_hours)
     stages.next("splitting patients")
-    stays = _split(raw, settings)
-    stages.next("fitting features on the training split")
-    fitted = fit_features(raw, cells, stays.filter(pl.col("split") == TRAIN)["stay_id"])
-    stages.next("building events")
-    events, left_out = build_events(raw, cells, fitted)
-    stays = _with_presence(raw, stays, events)
-    stages.next(f"writing {events.height:,} events")
-    (folder / "events").mkdir()
-    events.write_parquet(folder / "events" / "part-00000.parquet", row_group_size=ROW_GROUP_EVENTS)
+    counts = spool.counts()
+    stays = _split(raw, settings, counts)
+    folded = _fold(raw, settings, folder, bin_hours, stays, plan_shards(spool, counts, stays["stay_id"]), stages)
+    stays = _with_presence(raw, stays, folded.held)
+    stages.next("writing the manifest")
     stays.write_parquet(folder / "stays.parquet")
-    (folder / "features.json").write_text(_features_json(fitted))
-    notes = [*raw.notes, *([left_out] if left_out else []), *_superseded(raw, cells)]
+    (folder / "features.json").write_text(_features_json(folded.fitted))
     manifest = {
         "cohort": settings.cohort,
         "release": raw.release,
-        "invented": invented,
+        "invented": (place / SYNTHETIC_MARK).is_file(),
         "trajlm_version": _version(),
         "settings": dataclasses.asdict(settings),
         "bin_hours": bin_hours,
-        "inputs": inputs,
+        "inputs": inputs.result(),
         "splits_sha256": _splits_sum(settings),
-        "raw_listing": _listing(Path(settings.raw or ""), out),
-        "split_source": "own" if settings.splits is None else "published",
+        "raw_listing": _listings(settings, out),
+        "split_source": "own" if settings.splits is None and raw.splits is None else "published",
         "tables": ledger.close(),
+        "attrition": [dataclasses.asdict(step) for step in raw.attrition],
         "modalities": [dataclasses.asdict(modality) for modality in raw.modalities],
-        **_audit(raw, stays, events),
+        **_audit(raw, stays, folded.events),
+        "superseded_measurements": folded.superseded,
         "open_leaks": list(raw.open_leaks),
-        "notes": notes,
+        "notes": [*raw.notes, *folded.notes],
     }
+    shutil.rmtree(spool.folder, ignore_errors=True)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     stages.next("done")
     return manifest
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """What the two passes over the shards leave: events on disk, and this."""
+
+    fitted: list[FittedFeature]
+    held: pl.DataFrame
+    events: Counter[tuple[str, str]]
+    superseded: int
+    notes: list[str]
+
+
+def _fold(
+    raw: RawTimelines,
+    settings: PrepareConfig,
+    folder: Path,
+    bin_hours: float,
+    stays: pl.DataFrame,
+    shards: list[Shard],
+    stages: _Stages,
+) -> _Folded:
+    """Spooled rows to ``events/*.parquet``: group and count every shard, fit, then write every shard."""
+    catalogue = Catalogue(raw.modalities, raw.features)
+    train_ids = stays.filter(pl.col("split") == TRAIN)["stay_id"]
+    (folder / "events").mkdir()
+    with over_shards(settings.processes) as spread:
+        stages.next(f"grouping the measurements of {stays.height:,} stays")
+        group = Grouping(catalogue, bin_hours, stays["stay_id"], train_ids)
+        grouped = stages.each(spread(group, shards), len(shards))
+        stages.next("fitting features on the training split")
+        statistics = merge_statistics(part for part, _ in grouped)
+        fitted = fit_features(catalogue, statistics, len(train_ids))
+        stages.next("writing events")
+        write = Writing(catalogue, fitted, stays.select("stay_id", "split"), folder / "events")
+        written = stages.each(spread(write, shards), len(shards))
+    superseded = sum(lost for _, lost in grouped)
+    lost = LeftOut(sum(w.left_out.measurements for w in written), sum(w.left_out.events for w in written))
+    notes = left_out_note(catalogue, fitted, lost)
+    if superseded:
+        notes.append(f"{superseded} measurements were superseded by a later one of the same feature and event")
+    held = pl.concat(w.held for w in written)
+    return _Folded(fitted, held, sum((w.events for w in written), Counter()), superseded, notes)
 
 
 class _Stages:
@@ -139,6 +182,15 @@ class _Stages:
         self._begun = True
         self._bar.set_description(what)
 
+    def each(self, parts: Iterable[_Part], count: int) -> list[_Part]:
+        """Collect the parts of a stage, telling how many are done."""
+        done = []
+        for part in parts:
+            done.append(part)
+            self._bar.set_postfix_str(f"{len(done)} of {count} shards")
+        self._bar.set_postfix_str("")
+        return done
+
     def __enter__(self) -> _Stages:
         return self
 
@@ -146,17 +198,20 @@ class _Stages:
         self._bar.close()
 
 
-def _split(raw: RawTimelines, settings: PrepareConfig) -> pl.DataFrame:
+def _split(raw: RawTimelines, settings: PrepareConfig, counts: pl.DataFrame) -> pl.DataFrame:
     """``raw.stays`` with their split, sorted by stay; strata are told from everything the release holds."""
-    items = [frame.select("stay_id", "modality") for frame in (raw.measurements, raw.documents, raw.images)]
-    stays = _with_presence(raw, raw.stays, pl.concat(items))
-    if settings.splits is None:
-        splits = assign_splits(stays, settings.seed)
+    if settings.splits is not None:
+        splits = read_splits(Path(settings.splits), raw.stays)
+    elif raw.splits is not None:
+        splits = raw.splits
     else:
-        splits = read_splits(Path(settings.splits), stays)
+        splits = assign_splits(_with_presence(raw, raw.stays, counts), settings.seed)
     if not splits["split"].is_in([TRAIN]).any():
         raise TrajlmError("no stay is in the training split: there is nothing to fit")
-    return raw.stays.join(splits, on="stay_id").sort("stay_id")
+    stays = raw.stays.join(splits, on="stay_id").sort("stay_id")
+    if stays.height != raw.stays.height:
+        raise ValueError(f"{raw.stays.height - stays.height} stays have no split")
+    return stays
 
 
 def _with_presence(raw: RawTimelines, stays: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
@@ -174,18 +229,17 @@ def _with_presence(raw: RawTimelines, stays: pl.DataFrame, items: pl.DataFrame) 
     return stays.select("stay_id", "subject_id", *split, *rank, "hours_in_unit", *present, *targets)
 
 
-def _audit(raw: RawTimelines, stays: pl.DataFrame, events: pl.DataFrame) -> dict[str, Any]:
+def _audit(raw: RawTimelines, stays: pl.DataFrame, events: Counter[tuple[str, str]]) -> dict[str, Any]:
     """Counts by split, read from what is written."""
     present = [f"present_{m.name}" for m in raw.modalities]
     binary = [c for c in stays.columns if c == MORTALITY or c.startswith(PHENOTYPE_PREFIX)]
     audit: dict[str, Any] = {k: {} for k in ("stays", "patients", "events", "combinations", "prevalence")}
     for split in SPLITS:
         mine = stays.filter(pl.col("split") == split)
-        counts = dict(events.join(mine, on="stay_id", how="semi")["modality"].value_counts().iter_rows())
         held = mine.select(combination(present).alias("held"))["held"].value_counts()
         audit["stays"][split] = mine.height
         audit["patients"][split] = mine["subject_id"].n_unique()
-        audit["events"][split] = {m.name: counts.get(m.name, 0) for m in raw.modalities}
+        audit["events"][split] = {m.name: events[split, m.name] for m in raw.modalities}
         audit["combinations"][split] = dict(held.sort(["count", "held"], descending=[True, False]).iter_rows())
         audit["prevalence"][split] = {target: _prevalence(mine[target].drop_nulls()) for target in binary}
     return audit
@@ -194,11 +248,6 @@ def _audit(raw: RawTimelines, stays: pl.DataFrame, events: pl.DataFrame) -> dict
 def _prevalence(known: pl.Series) -> dict[str, float | int | None]:
     positive = int(known.sum())
     return {"known": len(known), "positive": positive, "prevalence": positive / len(known) if len(known) else None}
-
-
-def _superseded(raw: RawTimelines, cells: pl.DataFrame) -> list[str]:
-    lost = raw.measurements.height - cells.height
-    return [f"{lost} measurements were superseded by a later one of the same feature and event"] if lost else []
 
 
 def _features_json(fitted: list[FittedFeature]) -> str:
@@ -239,13 +288,18 @@ def _splits_sum(settings: PrepareConfig) -> str | None:
     return _sum(Path(settings.splits))
 
 
+def _listings(settings: PrepareConfig, out: Path) -> str:
+    """SHA-256 over the names under the folders of the release: a file added there may be one that would be read."""
+    places = (settings.raw or "", settings.notes_folder, settings.images_folder)
+    return hashlib.sha256("\n".join(_listing(Path(p), out) for p in places if p is not None).encode()).hexdigest()
+
+
 def _listing(raw: Path, out: Path) -> str:
-    """SHA-256 over the names under the raw folder: a file added there may be one that would be read."""
     base = _base(raw)
     found = base.rglob("*") if raw.is_dir() else base.glob("*")
     names = [p.relative_to(base) for p in found if not Path(os.path.abspath(p)).is_relative_to(out)]
     shown = sorted(n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts))
-    return hashlib.sha256("\n".join(shown).encode()).hexdigest()
+    return "\n".join(shown)
 
 
 def _earlier(out: Path) -> dict[str, Any] | None:
@@ -267,7 +321,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
 def _require_same_settings(settings: PrepareConfig, earlier: dict[str, Any], out: Path) -> None:
     for name, value in dataclasses.asdict(settings).items():
         before = earlier["settings"].get(name)
-        if name not in _PATHS and value != before:
+        if name not in _FREE and value != before:
             raise _differs(out, f"{name} was {json.dumps(before)} and is now {json.dumps(value)}")
     if _splits_sum(settings) != earlier["splits_sha256"]:
         raise _differs(out, "the file of splits is another")

@@ -6,7 +6,7 @@ admission to the unit, as float64; all values are in the unit that the feature n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -50,6 +50,7 @@ class Feature:
         unit: unit of the stored values ("" if none).
         kind: a category holds the value 1 where it applies and is absent elsewhere.
         aggregate: what stands where one event holds several values: the last, or for amounts (urine) their sum.
+        least_share: leave the feature out unless at least this share of the training split's stays hold it.
     """
 
     modality: str
@@ -57,6 +58,7 @@ class Feature:
     unit: str = ""
     kind: FeatureKind = "continuous"
     aggregate: Literal["last", "sum"] = "last"
+    least_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,38 +134,43 @@ def conform(frame: pl.DataFrame, columns: dict[str, pl.DataType], what: str) -> 
 
 
 @dataclass(frozen=True)
+class AttritionStep:
+    """Stays and patients left after leaving out those that ``rule`` names; the first step is the release."""
+
+    rule: str
+    stays: int
+    patients: int
+
+
+@dataclass(frozen=True)
 class RawTimelines:
-    """What a cohort delivers: a release read, cleaned and dated, not yet split or standardised.
+    """What a cohort delivers beside the rows it spools: a release read, cleaned and dated, not yet split.
 
     Attributes:
         release: name and version as far as the files tell, for the manifest.
         modalities: in the fixed order that breaks ties between events of the same time.
-        features: every feature that ``measurements`` may hold.
+        features: every feature that the measurements may hold.
         stays: STAY_COLUMNS, ADMISSION_RANK, and any ``target_phenotype_<name>``.
-        measurements, documents, images: rows of the respective columns; only stays of ``stays``, nothing outside the
-            window, nothing after death or discharge.
         inputs: every file that was read.
         open_leaks: in words, each way in which a belief may still see the future.
         notes: anything else a user should know, counted.
+        attrition: what each rule that leaves stays out cost, in order.
+        splits: ``stay_id, split`` where the release itself publishes splits that are to be used.
     """
 
     release: str
     modalities: tuple[Modality, ...]
     features: tuple[Feature, ...]
     stays: pl.DataFrame
-    measurements: pl.DataFrame = field(default_factory=lambda: empty(MEASUREMENT_COLUMNS))
-    documents: pl.DataFrame = field(default_factory=lambda: empty(DOCUMENT_COLUMNS))
-    images: pl.DataFrame = field(default_factory=lambda: empty(IMAGE_COLUMNS))
     inputs: tuple[str, ...] = ()
     open_leaks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    attrition: tuple[AttritionStep, ...] = ()
+    splits: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         targets = {c: self.stays.schema[c] for c in self.stays.columns if c.startswith(PHENOTYPE_PREFIX)}
         conform(self.stays, {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **targets}, "stays")
-        conform(self.measurements, MEASUREMENT_COLUMNS, "measurements")
-        conform(self.documents, DOCUMENT_COLUMNS, "documents")
-        conform(self.images, IMAGE_COLUMNS, "images")
         if self.stays["stay_id"].is_duplicated().any():
             raise ValueError("stays: stay_id is not unique")
 

@@ -1,43 +1,68 @@
-"""Accounts for every row read: kept + rejected = read, and each rejected row is stored with its reason."""
+"""Accounts for every row read: kept + rejected = read, and rejected rows are stored with their reason."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 LINE = "line"  # 1-based line of the row in its raw file, the header being line 1
+
+_BUFFERED_ROWS = 200_000
 
 
 class RowLedger:
     """Counts the rows of raw tables and stores the rejected ones under ``folder`` as ``<table>.parquet``.
 
-    A reader calls ``read`` once per table, ``screen`` or ``reject`` for rows it leaves out, and ``keep`` with the rows
-    that made it into stays or events. ``close`` fails if the three do not add up.
+    A reader calls ``read`` with the rows of a table, ``screen`` or ``reject`` with rows it leaves out, and ``keep``
+    with the number that made it into stays or events; batch after batch where a table is large. ``close`` fails if the
+    three do not add up. Memory stays flat: rejected rows are written as they come.
+
+    Args:
+        folder: made when the first row is rejected.
+        stored_rows: most rows to store per table and reason; all are counted. None stores all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read: dict[str, int] = {}
-        self._kept: dict[str, int] = {}
-        self._rejected: dict[str, list[pl.DataFrame]] = {}
+    def __init__(self, folder: Path, stored_rows: int | None = None) -> None:
+        self._folder, self._stored_rows = folder, stored_rows
+        self._read: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {}
+        self._stores: dict[str, _Store] = {}
 
     def read(self, table: str, rows: int) -> None:
         """Note that ``rows`` rows of a raw table were read."""
-        self._read[table] = self._read.get(table, 0) + rows
+        self._read[table] += rows
 
     def keep(self, table: str, rows: int) -> None:
         """Note that ``rows`` rows of a raw table ended in the cohort."""
-        self._kept[table] = self._kept.get(table, 0) + rows
+        self._kept[table] += rows
 
-    def reject(self, table: str, frame: pl.DataFrame, reason: str) -> None:
-        """Store raw rows that are left out. ``frame`` holds ``line`` and the raw columns (and nothing else)."""
-        if frame.is_empty():
+    def room(self, table: str, reason: str, rows: int) -> int:
+        """How many of ``rows`` further rows rejected for this reason would be stored."""
+        if self._stored_rows is None:
+            return rows
+        return min(rows, max(0, self._stored_rows - self._reasons.get(table, Counter())[reason]))
+
+    def reject(self, table: str, frame: pl.DataFrame, reason: str, count: int | None = None) -> None:
+        """Store raw rows that are left out.
+
+        Args:
+            frame: ``line`` and the raw columns, and nothing else.
+            count: how many rows are rejected, where ``frame`` holds only those that there is room for.
+        """
+        count = frame.height if count is None else count
+        if not count:
             return
-        raw = frame.select(pl.exclude(LINE).cast(pl.String))
-        stored = frame.select(pl.lit(table).alias("table"), pl.col(LINE).cast(pl.Int64), pl.lit(reason).alias("reason"))
-        self._rejected.setdefault(table, []).append(pl.concat([stored, raw], how="horizontal"))
+        room = self.room(table, reason, frame.height)
+        self._reasons.setdefault(table, Counter())[reason] += count
+        if room:
+            store = self._stores.setdefault(table, _Store(self._folder / f"{table.replace('/', '-')}.parquet"))
+            store.add(_stored(table, frame.head(room), reason))
 
     def screen(
         self, table: str, frame: pl.DataFrame, rules: Sequence[tuple[str, pl.Expr]], raw: Sequence[str]
@@ -56,20 +81,57 @@ class RowLedger:
         return frame
 
     def close(self) -> dict[str, dict]:
-        """Write the rejected rows and return, per table, ``read``, ``kept``, ``rejected`` and ``reasons``."""
+        """Finish the files; per table ``read``, ``kept``, ``rejected``, ``stored`` (of those, on disk), ``reasons``."""
+        unread = (set(self._kept) | set(self._reasons)) - set(self._read)
+        if unread:
+            raise AssertionError(f"rows kept or rejected of tables never read: {sorted(unread)}")
         account: dict[str, dict] = {}
-        for table in sorted(self._read):
-            rejected = pl.concat(self._rejected[table], how="diagonal") if table in self._rejected else None
-            count = 0 if rejected is None else rejected.height
-            kept = self._kept.get(table, 0)
-            if kept + count != self._read[table]:
-                raise AssertionError(f"{table}: read {self._read[table]} rows, kept {kept}, rejected {count}")
-            reasons = {} if rejected is None else dict(sorted(rejected["reason"].value_counts().iter_rows()))
-            account[table] = {"read": self._read[table], "kept": kept, "rejected": count, "reasons": reasons}
-            if rejected is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                rejected.sort("line", maintain_order=True).write_parquet(self._folder / f"{table}.parquet")
-        unread = set(self._kept) | set(self._rejected)
-        if not unread <= set(self._read):
-            raise AssertionError(f"rows kept or rejected of tables never read: {sorted(unread - set(self._read))}")
+        for table, read in sorted(self._read.items()):
+            reasons = dict(sorted(self._reasons.get(table, {}).items()))
+            kept, rejected = self._kept[table], sum(reasons.values())
+            if kept + rejected != read:
+                raise AssertionError(f"{table}: read {read} rows, kept {kept}, rejected {rejected}")
+            stored = self._stores[table].close() if table in self._stores else 0
+            account[table] = {"read": read, "kept": kept, "rejected": rejected, "stored": stored, "reasons": reasons}
         return account
+
+
+def _stored(table: str, frame: pl.DataFrame, reason: str) -> pl.DataFrame:
+    raw = frame.select(pl.exclude(LINE).cast(pl.String))
+    named = frame.select(pl.lit(table).alias("table"), pl.col(LINE).cast(pl.Int64), pl.lit(reason).alias("reason"))
+    return pl.concat([named, raw], how="horizontal")
+
+
+class _Store:
+    """One parquet file of rejected rows, written as they come; each write is in order of line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._buffer: list[pl.DataFrame] = []
+        self._rows = 0
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take rows; the first ones fix the columns."""
+        self._buffer.append(frame)
+        if sum(part.height for part in self._buffer) >= _BUFFERED_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        rows = pl.concat(self._buffer, how="diagonal").sort(LINE, maintain_order=True)
+        self._buffer = []
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            schema = pa.schema([(name, pa.int64() if name == LINE else pa.large_string()) for name in rows.columns])
+            self._writer = pq.ParquetWriter(self._path, schema, compression="zstd")
+        self._writer.write_table(rows.to_arrow().cast(self._writer.schema))
+        self._rows += rows.height
+
+    def close(self) -> int:
+        """Write what is left; the number of rows stored."""
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        return self._rows

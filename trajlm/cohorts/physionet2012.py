@@ -32,9 +32,11 @@ from trajlm.schema import (
     MEASUREMENT_COLUMNS,
     MORTALITY,
     STAY_COLUMNS,
+    AttritionStep,
     RawTimelines,
     conform,
 )
+from trajlm.spool import Spool
 
 DEFAULT_BIN_HOURS = 0.0
 RECORDED_HOURS = 48.0  # stays shorter than this are not in the release, and nothing later is recorded
@@ -53,13 +55,14 @@ class _Set:
     notes: tuple[str, ...]
 
 
-def read(raw: Path, settings: PrepareConfig, ledger: RowLedger) -> RawTimelines:
+def read(raw: Path, settings: PrepareConfig, ledger: RowLedger, spool: Spool) -> RawTimelines:
     """Read the sets that ``settings.sets`` names, or every one found.
 
     Args:
         raw: folder that holds the sets, or one set's folder or archive.
         settings: ``sets`` and ``window_hours`` are respected.
         ledger: gets one table per set (``set-a``) and per outcomes file (``Outcomes-a``).
+        spool: gets the measurements.
 
     Raises:
         UnexpectedInput: with file, line and column, where a file is not built as the release's are.
@@ -74,18 +77,20 @@ def read(raw: Path, settings: PrepareConfig, ledger: RowLedger) -> RawTimelines:
     notes = [note for one in read_sets for note in one.notes]
     notes.append(f"hours_in_unit is {RECORDED_HOURS:g} for every stay: the least the release states and all it records")
     notes.append(f"{LENGTH_OF_STAY} counts days in hospital, from the outcomes file; the release has none for the unit")
+    for one in read_sets:
+        spool.add_measurements(one.measurements)
     return RawTimelines(
         release="PhysioNet/CinC Challenge 2012, " + ", ".join(source.name for source in sources),
         modalities=MODALITIES,
         features=FEATURES,
         stays=stays.sort("stay_id"),
-        measurements=pl.concat([one.measurements for one in read_sets]),
         inputs=tuple(path for one in read_sets for path in one.inputs),
         open_leaks=(
             "laboratory and blood gas values stand at the time the release gives them; it does not tell whether the "
             "result was known by then",
         ),
         notes=tuple(notes),
+        attrition=(AttritionStep("records in the sets read", stays.height, stays["subject_id"].n_unique()),),
     )
 
 

@@ -1,0 +1,100 @@
+"""Between a raw release and its prepared folder: what a cohort's reader delivers, on disk, part after part.
+
+A reader hands over measurements, notes and pictures as it meets them, so that memory stays flat however large the
+release; preparing then takes them back by ranges of stays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from trajlm.schema import DOCUMENT_COLUMNS, IMAGE_COLUMNS, MEASUREMENT_COLUMNS, conform, empty
+
+Kind = Literal["measurements", "documents", "images"]
+COLUMNS: dict[Kind, dict[str, pl.DataType]] = {
+    "measurements": MEASUREMENT_COLUMNS,
+    "documents": DOCUMENT_COLUMNS,
+    "images": IMAGE_COLUMNS,
+}
+# Rows held in memory before they are written; a note or a picture weighs as much as many measurements.
+_BUFFERED_ROWS: dict[Kind, int] = {"measurements": 500_000, "documents": 10_000, "images": 5_000}
+_ROW_GROUP = 50_000
+
+
+class Spool:
+    """Rows of the three kinds under ``folder``, in files sorted by stay; of one stay in the order they were added."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._buffer: dict[Kind, list[pl.DataFrame]] = {kind: [] for kind in COLUMNS}
+        self._files: dict[Kind, list[Path]] = {kind: [] for kind in COLUMNS}
+        self.rows: dict[Kind, int] = dict.fromkeys(COLUMNS, 0)
+
+    def add_measurements(self, frame: pl.DataFrame) -> None:
+        """Take MEASUREMENT_COLUMNS of any stays; among rows of one stay and time, order counts."""
+        self._add("measurements", frame)
+
+    def add_documents(self, frame: pl.DataFrame) -> None:
+        """Take DOCUMENT_COLUMNS."""
+        self._add("documents", frame)
+
+    def add_images(self, frame: pl.DataFrame) -> None:
+        """Take IMAGE_COLUMNS."""
+        self._add("images", frame)
+
+    def _add(self, kind: Kind, frame: pl.DataFrame) -> None:
+        if frame.is_empty():
+            return
+        self._buffer[kind].append(conform(frame, COLUMNS[kind], kind))
+        self.rows[kind] += frame.height
+        if sum(part.height for part in self._buffer[kind]) >= _BUFFERED_ROWS[kind]:
+            self._flush(kind)
+
+    def _flush(self, kind: Kind) -> None:
+        if not self._buffer[kind]:
+            return
+        rows = pl.concat(self._buffer[kind]).sort("stay_id", maintain_order=True)
+        self._buffer[kind] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{kind}-{len(self._files[kind]):05d}.parquet"
+        rows.write_parquet(path, row_group_size=_ROW_GROUP, compression="lz4")
+        self._files[kind].append(path)
+
+    def files(self, kind: Kind) -> list[Path]:
+        """Every file of a kind, in the order of writing, all rows included."""
+        self._flush(kind)
+        return list(self._files[kind])
+
+    def collect(self, kind: Kind) -> pl.DataFrame:
+        """All rows of a kind, for cohorts that fit in memory."""
+        return read_spooled(self.files(kind), kind)
+
+    def counts(self) -> pl.DataFrame:
+        """``stay_id, modality, kind, rows``: how many rows each stay holds of each modality."""
+        counted = [
+            pl.scan_parquet(file)
+            .group_by("stay_id", "modality")
+            .agg(rows=pl.len().cast(pl.Int64))
+            .with_columns(kind=pl.lit(kind))
+            .collect()
+            for kind in COLUMNS
+            for file in self.files(kind)
+        ]
+        nothing = pl.DataFrame(schema={"stay_id": pl.Int64, "modality": pl.String, "rows": pl.Int64, "kind": pl.String})
+        return pl.concat([nothing, *counted]).group_by("stay_id", "modality", "kind").agg(pl.col("rows").sum())
+
+
+def read_spooled(files: list[Path], kind: Kind, stays: tuple[int, int] | None = None) -> pl.DataFrame:
+    """Rows of a kind, in the order they were added, of all stays or of ``stays[0] <= stay_id <= stays[1]``."""
+    if not files:
+        return empty(COLUMNS[kind])
+    parts = []
+    for file in files:
+        rows = pl.scan_parquet(file)
+        if stays is not None:
+            rows = rows.filter(pl.col("stay_id").is_between(*stays))
+        parts.append(rows.collect())
+    return pl.concat(parts)
