@@ -6,54 +6,65 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from PIL import Image
 
-from trajlm.cohorts.ledger import LINE
-from trajlm.cohorts.mimic_links import HOURS, link_by_time, within_stay
-from trajlm.cohorts.mimic_tables import Format, Release, Table, raw_text
-from trajlm.schema import IMAGE_COLUMNS, conform, empty
+from trajlm.cohorts.mimic_links import HOURS, KNOWN, Timing, link_by_time, within_stay
+from trajlm.cohorts.tables import Format, Release, Table, raw_text
+from trajlm.spool import Spool
 
 CHEST_XRAY = "chest_xray"
+LEAST_PIXELS = 16  # a side; a smaller picture shows no chest
+MISSING, UNREADABLE = "image file is missing", "image cannot be read"
+TOO_SMALL = f"image is smaller than {LEAST_PIXELS} pixels a side"
 
-_PLACE = "cxr/mimic-cxr-2.0.0-metadata"
 _COLUMNS: dict[str, Format] = {"dicom_id": "string", "subject_id": "integer", "study_id": "integer",
                                "ViewPosition": "string", "StudyDate": "string", "StudyTime": "string"}  # fmt: skip
 _DICOM_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
 _TAKEN = "taken"
+_AT_ONCE = 500  # pictures in memory
 
 
-def read_images(release: Release, stays: pl.DataFrame, pixels: int) -> pl.DataFrame:
-    """IMAGE_COLUMNS of the X-rays of all kept stays; absent metadata is noted in the release.
+def read_images(
+    release: Release, table_name: str, stays: pl.DataFrame, timing: Timing, pixels: int, spool: Spool
+) -> int:
+    """Spool the X-rays of all kept stays.
 
     Args:
+        release: the folder of MIMIC-CXR-JPG, in which the metadata table and ``files/`` lie.
+        table_name: the metadata table's, without suffix.
         stays: STAY_WINDOW of :mod:`trajlm.cohorts.mimic_links`.
+        timing: which pictures count, and when.
         pixels: side of the stored square.
+        spool: gets the images.
+
+    Returns:
+        How many pictures were kept.
 
     Raises:
         UnexpectedInput: the metadata table is not what a release holds.
     """
-    table = release.table(_PLACE, columns=_COLUMNS)
-    if table is None:
-        release.notes.append(f"{_PLACE} is absent: no {CHEST_XRAY}")
-        return empty(IMAGE_COLUMNS)
-    frame = release.screen(
-        table,
-        _dated(table),
-        [
+    kept = 0
+    for table in release.batches(table_name, columns=_COLUMNS) or ():
+        if table.frame.is_empty():
+            continue
+        rules = [
             ("not an antero-posterior (AP) view", ~pl.col("ViewPosition").eq_missing(pl.lit("AP"))),
             ("no time", pl.col(_TAKEN).is_null()),
             ("names no patient", pl.col("subject_id").is_null()),
-        ],
-    )
-    frame = link_by_time(frame, stays, _TAKEN)
-    frame = within_stay(release, table, frame, _TAKEN, "no ICU stay of this patient")
-    frame = _with_pictures(release, table, frame, pixels)
-    release.ledger.keep(table.name, frame.height)
-    frame = frame.sort("stay_id", HOURS, LINE).select(
-        stay_id="stay_id", hours_since_admission=HOURS, modality=pl.lit(CHEST_XRAY), image="image"
-    )
-    return conform(frame, IMAGE_COLUMNS, CHEST_XRAY)
+        ]
+        frame = timing.known(release.screen(table, _dated(table), rules), _TAKEN)
+        frame = link_by_time(frame, stays, KNOWN, timing.before_hours)
+        frame = within_stay(release, table, frame, timing, _TAKEN, "no ICU stay of this patient")
+        for some in frame.iter_slices(_AT_ONCE):
+            pictured = _with_pictures(release, table, some, pixels)
+            release.ledger.keep(table.name, pictured.height)
+            kept += pictured.height
+            spool.add_images(
+                pictured.select("stay_id", hours_since_admission=HOURS, modality=pl.lit(CHEST_XRAY), image="image")
+            )
+    return kept
 
 
 def _dated(table: Table) -> pl.DataFrame:
@@ -72,35 +83,36 @@ def _dated(table: Table) -> pl.DataFrame:
 
 
 def _with_pictures(release: Release, table: Table, frame: pl.DataFrame, pixels: int) -> pl.DataFrame:
-    """Add ``image``; reject rows whose file is missing or cannot be read."""
+    """Add ``image``; reject rows whose file is missing, cannot be read or shows nothing."""
     pictures: list[bytes | None] = []
-    missing: list[bool] = []
-    names = frame.select("subject_id", "study_id", "dicom_id")
-    for subject, study, dicom in names.iter_rows():
+    faults: list[str | None] = []
+    for subject, study, dicom in frame.select("subject_id", "study_id", "dicom_id").iter_rows():
         path = table.path.parent / f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}.jpg"
-        missing.append(not path.is_file())
-        pictures.append(None if missing[-1] else small_picture(path, pixels))
-        if not missing[-1]:
+        read = path.is_file()
+        picture = small_picture(path, pixels) if read else MISSING
+        if read:
             release.inputs.append(str(path))
-    frame = frame.with_columns(pl.Series("image", pictures, pl.Binary), pl.Series("missing", missing, pl.Boolean))
-    return release.screen(
-        table,
-        frame,
-        [("image file is missing", pl.col("missing")), ("image cannot be read", pl.col("image").is_null())],
-    )
+        pictures.append(picture if isinstance(picture, bytes) else None)
+        faults.append(picture if isinstance(picture, str) else None)
+    frame = frame.with_columns(pl.Series("image", pictures, pl.Binary), pl.Series("fault", faults, pl.String))
+    return release.screen(table, frame, [(why, pl.col("fault") == why) for why in (MISSING, UNREADABLE, TOO_SMALL)])
 
 
-def small_picture(path: Path, pixels: int) -> bytes | None:
-    """The picture at ``path`` as a greyscale PNG of ``pixels`` a side; None if it cannot be read.
+def small_picture(path: Path, pixels: int) -> bytes | str:
+    """The picture at ``path`` as a greyscale PNG of ``pixels`` a side, or why there is none.
 
-    The short side is brought to ``pixels`` and the middle of the long side is kept.
+    The short side is brought to ``pixels`` and the middle of the long side is kept. Grey levels of more than 8 bits are
+    spread over black to white from the darkest to the brightest that the picture holds, as scanners use a part of them
+    only; what is transparent is black, as around an X-ray.
     """
     try:
         with Image.open(path) as picture:
+            if min(picture.size) < LEAST_PIXELS:
+                return TOO_SMALL
             picture.draft("L", (pixels, pixels))  # lets a JPEG of 3000 pixels a side decode at a fraction of its size
-            grey = picture.convert("L")
+            grey = _grey(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        return UNREADABLE
     scale = pixels / min(grey.size)
     width, height = (max(pixels, round(side * scale)) for side in grey.size)
     grey = grey.resize((width, height), Image.Resampling.BILINEAR)
@@ -108,3 +120,17 @@ def small_picture(path: Path, pixels: int) -> bytes | None:
     stored = io.BytesIO()
     grey.crop((left, top, left + pixels, top + pixels)).save(stored, format="PNG")
     return stored.getvalue()
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):
+        levels = np.asarray(picture, np.float64)
+        low, high = levels.min(), levels.max()
+        if not np.isfinite([low, high]).all():
+            raise ValueError("levels that are not finite")
+        spread = (levels - low) * (255 / (high - low)) if high > low else np.zeros_like(levels)
+        return Image.fromarray(np.round(spread).astype(np.uint8))
+    if picture.has_transparency_data:
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, picture.convert("RGBA")).convert("L")
+    return picture.convert("L")

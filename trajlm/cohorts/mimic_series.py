@@ -1,130 +1,132 @@
 """Series of MIMIC-IV: charted values, laboratory results and urine output, in one unit per variable.
 
-The 17 variables, their items and possible ranges are those of the public MIMIC benchmarks, taken over for the items
-that MIMIC-IV uses; ``mimic_items.csv`` holds them, with common laboratory tests and urine output beside. Items of other
-body fluids (urine glucose, urine pH) are left out, and so is a height or weight of zero.
+The tables are read batch after batch: rows of other items go first, and what is kept goes to the spool at once.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import polars as pl
 
-from trajlm.cohorts.ledger import LINE
-from trajlm.cohorts.mimic_links import HOURS, link_by_stay, link_by_time, within_stay
-from trajlm.cohorts.mimic_tables import Format, Release, Table
-from trajlm.schema import MEASUREMENT_COLUMNS, Feature, conform, empty
-
-SERIES = "series"
-ITEMS = pl.read_csv(Path(__file__).with_name("mimic_items.csv"), schema_overrides={"unit": pl.String, "low": pl.Float64,
-                    "high": pl.Float64}).with_columns(pl.col("unit", "conversion").fill_null(""))  # fmt: skip
+from trajlm.cohorts.mimic_items import SERIES, Items
+from trajlm.cohorts.mimic_links import HOURS, Timing, link_by_stay, link_by_time, within_stay
+from trajlm.cohorts.mimic_places import has_column
+from trajlm.cohorts.tables import Format, Release, Select, Table
+from trajlm.spool import Spool
 
 _GLASGOW = "glasgow_coma_scale_"
 _COMPONENTS = [f"{_GLASGOW}{part}" for part in ("eye_opening", "verbal_response", "motor_response")]
 _TOTAL = f"{_GLASGOW}total"
 
-# What a chart says in words, lower case, where it gives no number.
-_WORDS: dict[str, dict[str, float]] = {
-    f"{_GLASGOW}eye_opening": {"none": 1, "no response": 1, "to pain": 2, "to speech": 3, "spontaneously": 4},
-    f"{_GLASGOW}verbal_response": {"no response": 1, "no response-ett": 1, "incomprehensible sounds": 2,
-                                   "inappropriate words": 3, "confused": 4, "oriented": 5},
-    f"{_GLASGOW}motor_response": {"no response": 1, "abnormal extension": 2, "abnormal flexion": 3,
-                                  "flex-withdraws": 4, "localizes pain": 5, "obeys commands": 6},
+# What a chart says in words, lower case, where it gives no number; MIMIC-IV's own and those of older charts.
+WORDS: dict[str, dict[str, float]] = {
+    f"{_GLASGOW}eye_opening": {
+        "none": 1, "no response": 1, "1 no response": 1, "to pain": 2, "2 to pain": 2, "to speech": 3,
+        "3 to speech": 3, "spontaneously": 4, "4 spontaneously": 4},
+    f"{_GLASGOW}verbal_response": {
+        "no response": 1, "no response-ett": 1, "1 no response": 1, "1.0 et/trach": 1, "incomprehensible sounds": 2,
+        "2 incomp sounds": 2, "inappropriate words": 3, "3 inapprop words": 3, "confused": 4, "4 confused": 4,
+        "oriented": 5, "5 oriented": 5},
+    f"{_GLASGOW}motor_response": {
+        "no response": 1, "1 no response": 1, "abnormal extension": 2, "2 abnorm extensn": 2, "abnormal flexion": 3,
+        "3 abnorm flexion": 3, "flex-withdraws": 4, "4 flex-withdraws": 4, "localizes pain": 5, "5 localizes pain": 5,
+        "obeys commands": 6, "6 obeys commands": 6},
     "capillary_refill_rate": {"normal <3 seconds": 0, "abnormal >3 seconds": 1},
 }  # fmt: skip
+_MEANT = {f"{variable}|{said}": number for variable, words in WORDS.items() for said, number in words.items()}
 
-_CHART: dict[str, Format] = {"stay_id": "integer", "charttime": "time", "itemid": "integer", "value": "string",
-                             "valuenum": "number"}  # fmt: skip
-_LAB: dict[str, Format] = {"subject_id": "integer", "hadm_id": "integer", "charttime": "time", "itemid": "integer",
-                           "valuenum": "number"}  # fmt: skip
-_OUTPUT: dict[str, Format] = {"stay_id": "integer", "charttime": "time", "itemid": "integer", "value": "number"}
+_DATED: dict[str, Format] = {"charttime": "time", "itemid": "integer", "valueuom": "string"}
+_CHART: dict[str, Format] = {**_DATED, "stay_id": "integer", "value": "string", "valuenum": "number"}
+_LAB: dict[str, Format] = {**_DATED, "subject_id": "integer", "hadm_id": "integer", "valuenum": "number"}
+_OUTPUT: dict[str, Format] = {**_DATED, "stay_id": "integer", "value": "number"}
 
-
-def series_features() -> tuple[Feature, ...]:
-    """Every variable of the series, in the order of the item table."""
-    variables = ITEMS.unique("variable", keep="first", maintain_order=True)
-    return tuple(
-        Feature(SERIES, name, unit, aggregate="sum" if table == "outputevents" else "last")
-        for name, unit, table in variables.select("variable", "unit", "table").iter_rows()
-    )
+# Rows of a stay's Glasgow components are held back in this form until all batches are read: a few bytes each.
+_HELD = {"stay_id": pl.Int64(), "charttime": pl.Datetime("us"), HOURS: pl.Float64(), "part": pl.UInt8(),
+         "value": pl.Float32()}  # fmt: skip
+_STAYS_AT_ONCE = 10_000
 
 
-def read_series(release: Release, stays: pl.DataFrame) -> pl.DataFrame:
-    """MEASUREMENT_COLUMNS of the series of all kept stays; a table that is absent is noted in the release.
+def read_series(
+    release: Release, stays: pl.DataFrame, timing: Timing, items: Items, spool: Spool
+) -> dict[str, tuple[int, int]]:
+    """Spool the series of all kept stays; a table that is absent is noted in the release.
 
     Args:
         stays: STAY_WINDOW of :mod:`trajlm.cohorts.mimic_links`.
+        timing: which rows count, and when.
+        items: what is read.
+        spool: gets the measurements.
+
+    Returns:
+        Per table: rows kept, and how many of them do not say when they were stored.
 
     Raises:
         UnexpectedInput: a table is not what a release holds.
     """
-    parts = [
-        _read_table(release, stays, "icu/chartevents", _CHART),
-        _read_table(release, stays, "hosp/labevents", _LAB),
-        _read_table(release, stays, "icu/outputevents", _OUTPUT),
-    ]
-    rows = pl.concat(parts)
-    rows = pl.concat([rows, _glasgow_total(rows)]).sort(
-        "stay_id", "hours_since_admission", "feature", maintain_order=True
-    )
-    return conform(rows, MEASUREMENT_COLUMNS, SERIES)
+    glasgow = _Glasgow()
+    counts = {}
+    for place, columns in (("icu/chartevents", _CHART), ("hosp/labevents", _LAB), ("icu/outputevents", _OUTPUT)):
+        name = place.split("/")[1]
+        stored = timing.available and has_column(release, place, "storetime")
+        select = Select("itemid", items.ids(name), "not an item of the series")
+        batches = release.batches(place, columns={**columns, "storetime": "time"} if stored else columns, select=select)
+        if batches is None:
+            release.notes.append(f"{place} is absent: its series are missing")
+            continue
+        kept = unstored = 0
+        for table in batches:
+            if table.frame.is_empty():
+                continue
+            frame = _screened(release, table, stays, timing, items)
+            release.ledger.keep(table.name, frame.height)
+            spool.add_measurements(_measurements(frame))
+            glasgow.hold(frame)
+            kept += frame.height
+            unstored += frame["storetime"].null_count() if stored else frame.height
+        counts[name] = (kept, unstored)
+    glasgow.add_totals(spool.add_measurements)
+    return counts
 
 
-def _read_table(release: Release, stays: pl.DataFrame, place: str, columns: dict[str, Format]) -> pl.DataFrame:
-    table = release.table(place, columns=columns)
-    if table is None:
-        release.notes.append(f"{place} is absent: its series are missing")
-        return empty(MEASUREMENT_COLUMNS)
-    items = ITEMS.filter(pl.col("table") == table.name).drop("table", "label", "unit")
-    frame = table.frame.join(items, left_on="itemid", right_on="itemid", how="left", maintain_order="left")
-    frame = release.screen(
-        table,
-        frame,
-        [
-            ("not an item of the series", pl.col("variable").is_null()),
-            ("no time", pl.col("charttime").is_null()),
-        ],
-    )
+def _screened(release: Release, table: Table, stays: pl.DataFrame, timing: Timing, items: Items) -> pl.DataFrame:
+    """Rows of one batch that are values of the cohort: dated, in range, in the unit of their variable."""
+    frame = release.screen(table, table.frame, [("no time", pl.col("charttime").is_null())])
+    frame = timing.known(frame, "charttime")
     if "stay_id" in frame.columns:
         frame, no_stay = link_by_stay(frame, stays), "names no known ICU stay"
     else:
-        frame, no_stay = link_by_time(frame, stays, "charttime"), "no ICU stay of this admission"
-    frame = within_stay(release, table, frame, "charttime", no_stay)
-    frame = frame.with_columns(number=_number(columns))
-    rules = [("no numeric value", pl.col("number").is_null())]
-    if table.name != "outputevents":  # two equal amounts of one minute may be two vessels; two equal readings are one
-        key = pl.struct("stay_id", "itemid", "charttime", "number")
-        rules.append(("repeats an earlier row", ~key.is_first_distinct()))
-    frame = release.screen(table, frame, rules).with_columns(number=_convert(pl.col("number"), pl.col("conversion")))
-    outside = ~pl.col("number").is_between(pl.col("low"), pl.col("high"))
-    frame = release.screen(table, frame, [("value outside the possible range", outside)])
-    return _keep(release, table, frame)
+        frame = link_by_time(frame, stays, "known", timing.before_hours)
+        no_stay = "no ICU stay of this admission"
+    frame = within_stay(release, table, frame, timing, "charttime", no_stay)
+    frame = _with_number(items.describe(table.name, frame))
+    rules = [("no numeric value", pl.col("number").is_null()), ("unknown unit", pl.col("unknown_unit"))]
+    frame = frame.with_columns(number=_convert(pl.col("number"), pl.col("conversion")))
+    outside = (pl.col("number") < pl.col("low")) | (pl.col("number") > pl.col("high"))
+    return release.screen(table, frame, [*rules, ("value outside the possible range", outside)])
 
 
-def _keep(release: Release, table: Table, frame: pl.DataFrame) -> pl.DataFrame:
-    release.ledger.keep(table.name, frame.height)
-    return frame.sort(LINE).select(
-        stay_id="stay_id",
-        hours_since_admission=HOURS,
-        modality=pl.lit(SERIES),
-        feature="variable",
-        value="number",
+def _measurements(frame: pl.DataFrame) -> pl.DataFrame:
+    """In order of charting, as a nurse may store several hours at once: of one time, the later row stands."""
+    rows = frame.select("charttime", "stay_id", HOURS, "variable", "number").sort("charttime", maintain_order=True)
+    return rows.select(
+        "stay_id", hours_since_admission=HOURS, modality=pl.lit(SERIES), feature="variable", value="number"
     )
 
 
-def _number(columns: dict[str, Format]) -> pl.Expr:
-    """The number of a row, before any conversion; a chart may give it in words only."""
-    if columns.get("valuenum") is None:
-        return pl.col("value")
-    number = pl.col("valuenum")
-    if "value" not in columns:
-        return number
-    said = pl.col("value").str.to_lowercase().str.strip_chars()
-    for variable, words in _WORDS.items():
-        meant = said.replace_strict(words, default=None, return_dtype=pl.Float64)
-        number = pl.when(number.is_null() & (pl.col("variable") == variable)).then(meant).otherwise(number)
-    return number
+def _with_number(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add ``number``, before any conversion; a chart may give it in words only."""
+    if "valuenum" not in frame.columns:
+        return frame.with_columns(number=pl.col("value"))
+    number = frame["valuenum"].alias("number")
+    if "value" in frame.columns:
+        silent = (number.is_null() & frame["variable"].is_in(list(WORDS))).arg_true()
+        said = frame[silent].select(
+            pl.concat_str("variable", pl.lit("|"), pl.col("value").str.to_lowercase().str.strip_chars())
+        )
+        meant = said.to_series().replace_strict(_MEANT, default=None, return_dtype=pl.Float64)
+        number = number.scatter(silent, meant)
+    return frame.with_columns(number)
 
 
 def _convert(number: pl.Expr, conversion: pl.Expr) -> pl.Expr:
@@ -141,15 +143,40 @@ def _convert(number: pl.Expr, conversion: pl.Expr) -> pl.Expr:
     )
 
 
-def _glasgow_total(rows: pl.DataFrame) -> pl.DataFrame:
-    """The sum where all three components were charted at one time and the total was not."""
-    at = ["stay_id", "hours_since_admission"]
-    charted = rows.filter(pl.col("feature") == _TOTAL).select(at)
-    components = (
-        rows.filter(pl.col("feature").is_in(_COMPONENTS)).group_by([*at, "feature"]).agg(pl.col("value").last())
+class _Glasgow:
+    """The sum where all three components were charted at one time and the total was not; known with the last of them.
+
+    The rows of one time may lie in different batches, so they are held until all are read.
+    """
+
+    def __init__(self) -> None:
+        self._held = [pl.DataFrame(schema=_HELD)]
+
+    def hold(self, frame: pl.DataFrame) -> None:
+        """Take the kept rows of a batch; charted totals and components are remembered."""
+        parts = {name: number for number, name in enumerate([*_COMPONENTS, _TOTAL])}
+        mine = frame.filter(pl.col("variable").is_in(list(parts)))
+        if mine.height:
+            part = pl.col("variable").replace_strict(parts, return_dtype=pl.UInt8)
+            held = mine.select("stay_id", "charttime", HOURS, part=part, value="number")
+            self._held.append(held.cast(_HELD))  # type: ignore[arg-type]
+
+    def add_totals(self, add: Callable[[pl.DataFrame], None]) -> None:
+        """Hand over the totals as MEASUREMENT_COLUMNS, some stays at a time."""
+        held = pl.concat(self._held)
+        self._held = []
+        stays = held["stay_id"].unique().sort()
+        for start in range(0, len(stays), _STAYS_AT_ONCE):
+            some = stays[start : start + _STAYS_AT_ONCE]
+            add(_totals(held.filter(pl.col("stay_id").is_between(some[0], some[-1]))))
+
+
+def _totals(held: pl.DataFrame) -> pl.DataFrame:
+    at = ["stay_id", "charttime"]
+    charted = held.filter(pl.col("part") == len(_COMPONENTS)).select(at)
+    last = held.join(charted, on=at, how="anti", maintain_order="left").group_by([*at, "part"]).last()
+    whole = last.group_by(at).agg(pl.col(HOURS).max(), pl.col("value").cast(pl.Float64).sum(), parts=pl.len())
+    whole = whole.filter(pl.col("parts") == len(_COMPONENTS)).sort(at)
+    return whole.select(
+        "stay_id", hours_since_admission=HOURS, modality=pl.lit(SERIES), feature=pl.lit(_TOTAL), value="value"
     )
-    whole = (
-        components.group_by(at).agg(pl.col("value").sum(), parts=pl.len()).filter(pl.col("parts") == len(_COMPONENTS))
-    )
-    whole = whole.join(charted, on=at, how="anti")
-    return whole.select(*at, modality=pl.lit(SERIES), feature=pl.lit(_TOTAL), value="value")
