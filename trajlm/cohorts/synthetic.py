@@ -1,4 +1,4 @@
-"""A seeded intensive care unit, written as the raw tables, notes and X-rays of a MIMIC-IV release.
+"""A seeded intensive care unit, written as a MIMIC-IV release (tables, notes and X-rays) or an eICU one (tables).
 
 No row describes a real person. What is planted is known (``truth/``), so that a pipeline can be checked end to end:
 severity rises or falls, every modality shows it through an error of its own, and only the order of events tells those
@@ -13,6 +13,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import polars as pl
 from numpy.random import Generator
 from tqdm import tqdm
 
+from trajlm.cohorts import synthetic_eicu
 from trajlm.cohorts import synthetic_tables as tables
 from trajlm.cohorts.synthetic_course import UNIT_IMAGING, Course, courses, logistic, stream
 from trajlm.cohorts.synthetic_images import PIXELS, chest_xray
@@ -29,6 +31,8 @@ from trajlm.errors import TrajlmError
 
 RECORD = "SYNTHETIC.json"
 GENERATOR_VERSION = 2  # raise whenever the same stays and seed would give other files
+MIMIC_IV, EICU = "mimic-iv", "eicu"
+_VERSIONS = {MIMIC_IV: GENERATOR_VERSION, EICU: synthetic_eicu.GENERATOR_VERSION}
 
 _NOTE_COLUMNS = ("note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text")
 _IMAGE_COLUMNS = (
@@ -39,63 +43,69 @@ _IMAGE_COLUMNS = (
 _VIEW_MEANING = {"AP": "antero-posterior", "PA": "postero-anterior", "LATERAL": "lateral"}
 
 
-def synthesize(out: Path, stays: int, seed: int) -> None:
-    """Write a synthetic release of exactly ``stays`` ICU stays; the same stays and seed give the same bytes.
+def synthesize(out: Path, stays: int, seed: int, layout: str = MIMIC_IV) -> None:
+    """Write a synthetic release of exactly ``stays`` unit stays; the same stays, seed and layout give the same bytes.
 
-    Layout of MIMIC-IV (``hosp/``, ``icu/``), MIMIC-IV-Note (``note/``) and MIMIC-CXR-JPG (``cxr/``), all below ``out``.
+    ``mimic-iv``: layout of MIMIC-IV (``hosp/``, ``icu/``), MIMIC-IV-Note (``note/``) and MIMIC-CXR-JPG (``cxr/``), all
+    below ``out``. ``eicu``: the tables of :mod:`trajlm.cohorts.synthetic_eicu`, side by side in ``out``.
     Beside them ``truth/severity.csv.gz`` (stay_id, hour since admission to the unit, severity), ``truth/stays.csv.gz``
-    (stay_id, p_death, demographic_logit), and ``SYNTHETIC.json``, written last. Severity is in standard deviations of
-    an average stay; about 18 % die.
+    (stay_id, p_death, demographic_logit), and ``SYNTHETIC.json``, written last; it names the layout where that is not
+    MIMIC-IV's. Severity is in standard deviations of an average stay; about 18 % die. Both layouts tell the same
+    courses of the same seed.
 
     Written to a hidden sibling of ``out`` and renamed when complete. If ``out`` already is this very release, nothing
     is done.
 
     Raises:
-        TrajlmError: stays or seed make no sense, or ``out`` holds something else or a damaged release.
+        TrajlmError: stays, seed or layout make no sense, or ``out`` holds something else or a damaged release.
     """
     if stays < 1 or seed < 0:
         raise TrajlmError(f"synthesize: expected at least 1 stay and a seed of 0 or more, came {stays} and {seed}")
+    if layout not in _VERSIONS:
+        raise TrajlmError(f"synthesize: expected a layout of {', '.join(_VERSIONS)}, came {layout!r}")
     out = Path(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise TrajlmError(f"{out}: expected a folder to write, came a file or link")
     if out.exists() and any(out.iterdir()):
-        _require_same(out, stays, seed)
+        _require_same(out, layout, stays, seed)
         return
     partial = out.absolute().parent / f".{out.absolute().name}.partial"
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    _write_release(partial, stays, seed)
-    record = {"what": "synthetic ICU of trajlm; no row describes a real person", "version": GENERATOR_VERSION}
-    record |= {"stays": stays, "seed": seed, "files": _digests(partial)}
+    _write_release(partial, layout, stays, seed)
+    record = {"what": "synthetic ICU of trajlm; no row describes a real person", "version": _VERSIONS[layout]}
+    record |= {} if layout == MIMIC_IV else {"layout": layout}
+    record |= {"stays": stays, "seed": seed, "files": _digests(partial, layout)}
     (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if out.exists():
         out.rmdir()
     partial.rename(out)
 
 
-def _require_same(out: Path, stays: int, seed: int) -> None:
-    """Raise unless ``out`` is exactly the release of these stays and this seed, undamaged."""
+def _require_same(out: Path, layout: str, stays: int, seed: int) -> None:
+    """Raise unless ``out`` is exactly the release of this layout, these stays and this seed, undamaged."""
     record_file = out / RECORD
     if not record_file.is_file():
         raise TrajlmError(f"{out}: expected no folder or an empty one, came other files; choose another --out")
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        came = (record["version"], record["stays"], record["seed"])
+        came = (record.get("layout", MIMIC_IV), record["version"], record["stays"], record["seed"])
         files = record["files"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrajlmError(f"{record_file}: expected the record of a synthetic release, came {error!r}") from error
-    if came != (GENERATOR_VERSION, stays, seed):
+    expected = (layout, _VERSIONS[layout], stays, seed)
+    if came != expected:
         raise TrajlmError(
-            f"{out}: expected version, stays and seed {(GENERATOR_VERSION, stays, seed)}, came {came}; "
+            f"{out}: expected layout, version, stays and seed {expected}, came {came}; "
             "choose another --out or remove the folder"
         )
-    if _digests(out) != files:
+    if _digests(out, layout) != files:
         raise TrajlmError(f"{out}: expected the files that {RECORD} lists, came changed ones; remove the folder")
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every table, and one over the names and bytes of all X-rays."""
+def _digests(folder: Path, layout: str) -> dict[str, str]:
+    """sha256 of every table, and one over the names and bytes of all X-rays where the layout has any."""
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != RECORD}
     digests, pictures = {}, hashlib.sha256()
     for name in sorted(found):
@@ -104,11 +114,36 @@ def _digests(folder: Path) -> dict[str, str]:
             pictures.update(name.encode() + hashlib.sha256(content).digest())
         else:
             digests[name] = hashlib.sha256(content).hexdigest()
-    return digests | {"cxr/files": pictures.hexdigest()}
+    return digests | ({"cxr/files": pictures.hexdigest()} if layout == MIMIC_IV else {})
 
 
-def _write_release(folder: Path, stays: int, seed: int) -> None:
+def _write_release(folder: Path, layout: str, stays: int, seed: int) -> None:
     cohort = list(courses(stays, seed))
+    if layout == EICU:
+        found, p_death = synthetic_eicu.release(cohort, seed)
+    else:
+        found, p_death = _mimic_tables(folder, cohort, seed), [c.p_death for c in cohort]
+    for name, frame in (found | _truth(cohort, p_death)).items():
+        _write_table(frame, folder / f"{name}.csv.gz")
+
+
+def _truth(cohort: Sequence[Course], p_death: Sequence[float]) -> dict[str, pl.DataFrame]:
+    """What is planted: severity by the hour, and the probability of death behind the outcome of each stay."""
+    hours = pl.DataFrame({
+        "stay_id": np.repeat([c.stay_id for c in cohort], [len(c.severity) for c in cohort]),
+        "hour": np.concatenate([np.arange(len(c.severity)) for c in cohort]),
+        "severity": np.concatenate([c.severity for c in cohort]).round(4),
+    })  # fmt: skip
+    truth = pl.DataFrame({
+        "stay_id": [c.stay_id for c in cohort],
+        "p_death": [round(p, 6) for p in p_death],
+        "demographic_logit": [round(c.demographic_logit, 6) for c in cohort],
+    })  # fmt: skip
+    return {"truth/severity": hours, "truth/stays": truth}
+
+
+def _mimic_tables(folder: Path, cohort: Sequence[Course], seed: int) -> dict[str, pl.DataFrame]:
+    """The tables by name; X-rays are written below ``folder`` on the way."""
     charted, drained, sampled = [], [], []
     imaging = _Imaging(folder, seed)
     for course in tqdm(cohort, desc="synthesize", unit="stay"):
@@ -118,17 +153,7 @@ def _write_release(folder: Path, stays: int, seed: int) -> None:
         sampled.append(Triplets() if silent else labs(course, stream(seed, 22, course.index)))
         if not silent:
             imaging.examine(course)
-    hours = pl.DataFrame({
-        "stay_id": np.repeat([c.stay_id for c in cohort], [len(c.severity) for c in cohort]),
-        "hour": np.concatenate([np.arange(len(c.severity)) for c in cohort]),
-        "severity": np.concatenate([c.severity for c in cohort]).round(4),
-    })  # fmt: skip
-    truth = pl.DataFrame({
-        "stay_id": [c.stay_id for c in cohort],
-        "p_death": [round(c.p_death, 6) for c in cohort],
-        "demographic_logit": [round(c.demographic_logit, 6) for c in cohort],
-    })  # fmt: skip
-    for name, frame in {
+    return {
         "hosp/patients": tables.patients_table(cohort, seed),
         "hosp/admissions": tables.admissions_table(cohort, seed),
         "hosp/diagnoses_icd": tables.diagnoses_table(cohort, seed),
@@ -147,10 +172,7 @@ def _write_release(folder: Path, stays: int, seed: int) -> None:
         "cxr/mimic-cxr-2.0.0-metadata": pl.DataFrame(
             imaging.pictures, schema=list(_IMAGE_COLUMNS), orient="row", infer_schema_length=None
         ),
-        "truth/severity": hours,
-        "truth/stays": truth,
-    }.items():
-        _write_table(frame, folder / f"{name}.csv.gz")
+    }
 
 
 def _write_table(frame: pl.DataFrame, path: Path) -> None:
