@@ -374,4 +374,4 @@ def test_a_table_without_its_columns_is_refused():
 
 def test_templates_are_installed_with_the_package():
     folder = Path(report_page.__file__).parent / "templates"
-    assert {p.name for p in folder.iterdir()} == {"report.html", "macros.html", "report.css", "report.js"}
+    assert {p.name for p in folder.iterdir()} == {"report.html", "audit.html", "macros.html", "report.css", "report.js"}

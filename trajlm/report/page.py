@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from trajlm.errors import TrajlmError
 from trajlm.report.contents import AblatedStay, AttentionMap, Report, StayPage, TargetInfo
 from trajlm.report.figures import summary_figures
+from trajlm.report.inline import inline_json, render_page
 from trajlm.report.missing import ablation_figures, ablation_table
 from trajlm.report.stays import stay_data
 from trajlm.report.style import base_layout, modality_styles
@@ -34,8 +29,6 @@ from trajlm.report.tables import (
 )
 
 __all__ = ["AblatedStay", "AttentionMap", "Report", "StayPage", "TargetInfo", "write_report"]
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(report: Report, out: Path) -> Path:
@@ -63,13 +56,6 @@ def write_report(report: Report, out: Path) -> Path:
 
 def render(report: Report) -> str:
     """The page as HTML. Everything but our own script and style is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = summary_figures(report) | {"ablation": ablation_figures(report)}
     shared = {
         "layout": base_layout(),
@@ -77,17 +63,13 @@ def render(report: Report) -> str:
         "modalities": modality_styles(report.modalities),
         "targets": [{"name": t.name, "title": t.title, "unit": t.unit, "kind": t.kind} for t in report.targets],
     }
-    scripts = [_script(get_plotlyjs()), _script((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
+        shared,
         report=report,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        scripts=scripts,
-        # Only scripts of exactly these contents may run: markup that slipped in from a record could not.
-        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts),
         figures=figures,
         tables=_tables(report),
-        shared=_json(shared),
-        stays=[_json(stay_data(stay, report.targets)) for stay in report.stays],
+        stays=[inline_json(stay_data(stay, report.targets)) for stay in report.stays],
         ablatable=sorted({name for stay in report.stays for name in stay.ablations}),
         label=name_label,
         outcomes=[_outcomes(stay, report.targets) for stay in report.stays],
@@ -152,33 +134,3 @@ def _outcomes(stay: StayPage, targets: list[TargetInfo]) -> str:
         else:
             words.append(f"{target.title}: {number(value)} {target.unit}".strip())
     return "; ".join(words)
-
-
-def _json(value: Any) -> Markup:
-    """JSON that may stand inside a script element: no character in it can open or close markup."""
-    text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _script(text: str) -> Markup:
-    """Our own script, made safe to stand inline; the browser hashes it exactly as it stands."""
-    if "</script" in text.lower() or "<!--" in text:
-        raise TrajlmError("a script of the report cannot be inlined: it holds the end of a script element")
-    return Markup(text)
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,1 @@
+"""What a prepared folder holds, what it leaves out and which leaks stay open, counted again from its own files."""
