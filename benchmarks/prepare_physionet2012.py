@@ -9,23 +9,12 @@ parameter and value, turn values into numbers; it neither checks nor groups, spl
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-MEASURE = """
-import json, resource, sys, time
-start = time.perf_counter()
-{body}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print("\\n" + json.dumps({{"seconds": time.perf_counter() - start, "peak_mib": peak}}))
-"""
+from measuring import machine, measure, spread
+
 PREPARE = """
 from pathlib import Path
 from trajlm.config import PrepareConfig
@@ -44,15 +33,6 @@ assert rows.height > 1_000_000
 """
 
 
-def measure(body: str, raw: Path) -> dict[str, float]:
-    """Seconds from before the first import to the end, and peak resident memory in MiB, of one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", MEASURE.format(body=body), str(raw), folder]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw", type=Path, required=True, help="folder of set-a.tar.gz and Outcomes-a.txt")
@@ -61,24 +41,22 @@ def main() -> None:
     arguments = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {"prepare": [], "bare reading": []}
     for _ in range(arguments.repeats):
-        runs["prepare"].append(measure(PREPARE, arguments.raw.resolve()))
-        runs["bare reading"].append(measure(BARE, arguments.raw.resolve()))
+        for name, body in (("prepare", PREPARE), ("bare reading", BARE)):
+            with tempfile.TemporaryDirectory() as folder:
+                runs[name].append(measure(body, arguments.raw.resolve(), folder))
     lines = [
         "# Preparing PhysioNet 2012, set A",
         "",
-        f"`python benchmarks/prepare_physionet2012.py --raw DIR --repeats {arguments.repeats}`, Python "
-        f"{platform.python_version()}, {len(os.sched_getaffinity(0))} cores; each figure is a process from its first "
-        "import to its end: median (least to most).",
+        f"`python benchmarks/prepare_physionet2012.py --raw DIR --repeats {arguments.repeats}`, {machine()}; each "
+        "figure is a process from its first import to its end: median (least to most).",
         "",
         "| run | wall seconds | peak memory, MiB |",
         "|---|---|---|",
+        *(
+            f"| {name} | {spread(results, 'seconds', '.1f')} | {spread(results, 'peak_mib', '.0f')} |"
+            for name, results in runs.items()
+        ),
     ]
-    for name, results in runs.items():
-        cells = [name]
-        for key, form in (("seconds", ".1f"), ("peak_mib", ".0f")):
-            values = [result[key] for result in results]
-            cells.append(f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})")
-        lines.append(f"| {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     arguments.out.write_text(text)
     sys.stdout.write(text)
