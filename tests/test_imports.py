@@ -27,6 +27,8 @@ ORDER = [
     ["trajectory"],
     ["scores"],
     ["metrics"],
+    ["summaries", "tabular_models"],
+    ["baselines"],
     ["training"],
     ["cards"],
     ["assemble"],

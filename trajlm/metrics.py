@@ -33,6 +33,7 @@ from trajlm.scores import (
 )
 
 __all__ = [
+    "LANDMARKS",
     "METRICS",
     "Estimate",
     "Metric",
@@ -58,6 +59,8 @@ __all__ = [
 ]
 
 Kind = Literal["probability", "hours"]
+# Hours since admission at which every run is reported; None is the end of the window.
+LANDMARKS: tuple[float | None, ...] = (6.0, 12.0, 24.0, 48.0, None)
 _BLOCK = 1 << 18  # weights held at once: resamples are worked through in blocks that stay in the cache
 
 # What is reported of each kind of belief.
@@ -178,7 +181,8 @@ def beliefs_at_landmark(beliefs: pl.DataFrame, stays: pl.DataFrame, hours: float
     """What was believed of each stay at a landmark: its last belief up to then.
 
     Args:
-        beliefs: ``stay_id, event_index, hours_since_admission`` and anything else, one row per belief.
+        beliefs: ``stay_id, event_index, hours_since_admission`` and anything else, one row per belief. A model that is
+            refitted for each landmark says in ``landmark`` which one a belief is for; no other counts there.
         stays: ``stay_id, hours_in_unit``, at least the stays of ``beliefs``.
         hours: the landmark in hours since admission; None is the end of the window, the last belief of every stay.
 
@@ -190,6 +194,8 @@ def beliefs_at_landmark(beliefs: pl.DataFrame, stays: pl.DataFrame, hours: float
         TrajlmError: a belief has no time, or is of a stay that ``stays`` does not hold once.
     """
     _check(beliefs, stays)
+    if "landmark" in beliefs.columns:
+        beliefs = beliefs.filter(pl.col("landmark").eq_missing(pl.lit(hours, pl.Float64)))
     if hours is not None:
         still = stays.filter(pl.col("hours_in_unit").is_null() | (pl.col("hours_in_unit") >= hours))
         beliefs = beliefs.filter(pl.col("hours_since_admission") <= hours).join(still, on="stay_id", how="semi")
