@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,10 +10,12 @@ import pytest
 import yaml
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
+from trajlm.arms import beliefs_path, report_metrics, write_beliefs
 from trajlm.compare import compare
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import StaySplits, report_metrics
+from trajlm.subgroups import STAYS as STAYS_FILE
+from trajlm.tasks import build_tasks
 
 STAYS = 60
 HELD_OUT = range(20, STAYS)
@@ -54,6 +55,19 @@ def made_beliefs(skill, seed, at=(1.0, 20.0, 40.0)):
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+def attributes(stays):
+    """What fine-tuning writes of its stays; two sexes, no ethnicity."""
+    return stays.with_columns(
+        split=pl.when(pl.col("stay_id").is_in(list(HELD_OUT))).then(pl.lit("held_out")).otherwise(pl.lit("tuning")),
+        sex=pl.when(pl.col("stay_id") % 2 == 0).then(pl.lit("female")).otherwise(pl.lit("male")),
+        age=pl.lit("65 to 79 years"),
+        ethnicity=pl.lit(None, pl.String),
+        events=3 + pl.col("stay_id") % 4,
+        modalities=1 + pl.col("stay_id") % 2,
+        complete=pl.col("stay_id") % 2 == 1,
+    )
+
+
 def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, backbone="tiny"):
     """A folder as finetune.py leaves it, as far as a comparison reads it; ``change`` edits the beliefs first."""
     sequence, static = made_beliefs(skill, seed=0), made_beliefs(1.0, static_seed, at=(40.0,))
@@ -62,14 +76,17 @@ def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, back
     recipe = Recipe(data="prepared", out=str(folder), encoders=encoders, backbone=BackboneConfig(name=backbone),
                     finetuning=FinetuningConfig(bootstrap_resamples=30))  # fmt: skip
     stays, _ = cohort()
-    parts = StaySplits(np.arange(0), np.arange(20), np.array(HELD_OUT), "made up")
-    work = SimpleNamespace(recipe=recipe, splits=parts, prepared=SimpleNamespace(stays=stays))
-    metrics = report_metrics(work, {"sequence": sequence, "static_mlp": static})
+    static = static.with_columns(landmark=pl.lit(None, pl.Float64))
+    arms = {"sequence": sequence, "static_mlp": static}
+    sizes = {"train": 0, "tuning": 20, "held_out": len(HELD_OUT)}
+    metrics = report_metrics(sizes, "made up", stays, build_tasks(recipe.finetuning.tasks), arms, 30, recipe.seed)
     folder.mkdir(parents=True)
     about = {"stage": "finetuning", "inputs": {"data": "d" * 64, "encoders": encoders}, "recipe": asdict(recipe)}
     (folder / "config.yaml").write_text(yaml.safe_dump(about))
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    sequence.write_parquet(folder / "beliefs.parquet")
+    for arm, beliefs in arms.items():
+        write_beliefs(beliefs_path(folder, arm), beliefs)
+    write_beliefs(folder / STAYS_FILE, attributes(stays))
     return folder
 
 

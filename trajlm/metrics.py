@@ -47,6 +47,7 @@ __all__ = [
     "brier_skill_score",
     "estimate",
     "evaluate",
+    "interval_of",
     "macro_auprc",
     "macro_auroc",
     "mae",
@@ -99,8 +100,11 @@ def bootstrap_values(
     return np.concatenate([np.empty(0), *blocks])
 
 
-def _percentiles(values: FloatArray, people: int, level: float) -> tuple[float, float]:
-    """Percentile interval of the defined values; NaN where fewer than half are, or with fewer than two people."""
+def interval_of(values: FloatArray, people: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the defined ones of ``values: float[resamples]``.
+
+    NaN where fewer than half are defined, or with fewer than two people to draw from.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, came {level}")
     defined = values[np.isfinite(values)]
@@ -125,7 +129,7 @@ def bootstrap_interval(
     where it is defined in fewer than half, and where there are fewer than two patients to draw from.
     """
     values = bootstrap_values(metric, target, belief, subjects, resamples, seed)
-    return _percentiles(values, len(np.unique(np.asarray(subjects))), level)
+    return interval_of(values, len(np.unique(np.asarray(subjects))), level)
 
 
 def paired_difference_interval(
@@ -144,7 +148,7 @@ def paired_difference_interval(
     """
     first = bootstrap_values(metric, target, belief_a, subjects, resamples, seed)
     second = bootstrap_values(metric, target, belief_b, subjects, resamples, seed)
-    return _percentiles(first - second, len(np.unique(np.asarray(subjects))), level)
+    return interval_of(first - second, len(np.unique(np.asarray(subjects))), level)
 
 
 @dataclass(frozen=True)
