@@ -35,6 +35,8 @@ ORDER = [
     ["assemble"],
     ["pretraining", "finetuning"],
     ["interpret"],
+    ["compared"],
+    ["evidence", "typeset"],
     ["report"],
     ["compare"],
     ["cli"],

@@ -14,6 +14,7 @@ from trajlm.metrics import (
     LANDMARKS,
     METRICS,
     RESULT_COLUMNS,
+    Kind,
     Metric,
     beliefs_at_landmark,
     bootstrap_interval,
@@ -99,7 +100,7 @@ def report_metrics(
         {"against": arm} | row
         for arm in held_out
         if arm != SEQUENCE and SEQUENCE in held_out
-        for row in paired_rows(held_out[SEQUENCE], held_out[arm], stays, tasks, resamples, seed)
+        for row in paired_rows(held_out[SEQUENCE], held_out[arm], stays, kinds, resamples, seed)
     ]
     return metrics
 
@@ -136,7 +137,7 @@ def paired_rows(
     first: pl.DataFrame,
     second: pl.DataFrame,
     stays: pl.DataFrame,
-    tasks: Sequence[Any],
+    targets: Sequence[tuple[str, Kind]],
     resamples: int,
     seed: int,
     landmarks: Sequence[float | None] | None = None,
@@ -146,7 +147,7 @@ def paired_rows(
     Args:
         first, second: beliefs of one split.
         stays: ``stay_id, subject_id, hours_in_unit``.
-        tasks: each with ``target`` and ``kind``.
+        targets: (name, kind).
         resamples, seed: of the bootstrap, whose resamples both arms share.
         landmarks: those to look at; None all.
 
@@ -159,13 +160,13 @@ def paired_rows(
     for landmark in both:
         a, b = (beliefs_at_landmark(beliefs, stays, landmark) for beliefs in (first, second))
         joined = a.join(b, on="stay_id", suffix="_second").join(stays.select("stay_id", "subject_id"), on="stay_id")
-        for task in tasks:
-            known = joined.filter(pl.col(f"target_{task.target}").is_not_null())
+        for target, kind in targets:
+            known = joined.filter(pl.col(f"target_{target}").is_not_null())
             if known.height:
-                columns = (f"target_{task.target}", f"belief_{task.target}", f"belief_{task.target}_second")
+                columns = (f"target_{target}", f"belief_{target}", f"belief_{target}_second")
                 y, p, q = (known[c].cast(pl.Float64).to_numpy() for c in columns)
-                found = paired_metrics(task.kind, y, p, q, known["subject_id"].to_numpy(), resamples, seed)
-                rows += [{"target": task.target, "landmark": landmark} | row for row in found]
+                found = paired_metrics(kind, y, p, q, known["subject_id"].to_numpy(), resamples, seed)
+                rows += [{"target": target, "landmark": landmark} | row for row in found]
     return rows
 
 
