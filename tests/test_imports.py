@@ -38,7 +38,8 @@ ORDER = [
     ["compared"],
     ["evidence", "typeset"],
     ["report"],
-    ["compare"],
+    ["compare", "summary"],
+    ["experiment"],
     ["cli"],
 ]
 STAGE = {name: stage for stage, names in enumerate(ORDER) for name in names}

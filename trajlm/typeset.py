@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 LABELS = 3  # columns of words before the figures
 TEX_SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$",
-    "<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}",
+    "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}",
 } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
