@@ -8,10 +8,12 @@ from typing import Any
 
 import polars as pl
 
+from trajlm.arms import ARM_TITLES
 from trajlm.checkpoint import write_text
 from trajlm.compared import Arm, Run, load_runs, sequence_arms, static_arms
 from trajlm.errors import TrajlmError
 from trajlm.evidence import Evidence, gather
+from trajlm.interpret.ablation import NOTHING
 from trajlm.report.comparison import write_plots
 from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title, signed
 from trajlm.schema import HELD_OUT
@@ -35,13 +37,19 @@ CSV_SCHEMA = {
 }  # fmt: skip
 
 
-def compare(runs: Sequence[Path], out: Path) -> None:
+def compare(runs: Sequence[Path], out: Path, remove: bool = False) -> None:
     """Write tables and plots of these runs into ``out`` and print the tables.
 
     ``comparison.csv`` is long (CSV_SCHEMA) and holds every held-out figure of every run; ``comparison.md`` and ``.tex``
     hold performance and calibration at the end of the window, figures by landmark, the paired differences of the
     sequence models to the best static arm, and subgroups, with 95 % intervals. ``paired.csv``, ``calibration.csv``,
     ``reliability.csv`` and ``subgroups.csv`` hold what is behind these, ``plots.html`` draws it (no network needed).
+
+    Args:
+        runs: run folders of finetune.py.
+        out: folder to write.
+        remove: also remove each modality and each pair of them at test time: ``removals.csv`` and a table. It reads the
+            prepared folder and runs the models again.
 
     Raises:
         TrajlmError: a folder is not a finished fine-tuning run, or the held-out stays or known targets of two differ.
@@ -50,6 +58,9 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     statics, sequences = static_arms(loaded), sequence_arms(loaded)
     evidence = gather(loaded, sequences, statics)
     tables = comparison_tables(loaded, statics, sequences, evidence)
+    removed = _removals(sequences) if remove else None
+    if removed is not None:
+        tables += [table for target in _targets(loaded) for table in _removal_tables(target, removed)]
     text = "\n".join(markdown(table) for table in tables)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -58,10 +69,42 @@ def compare(runs: Sequence[Path], out: Path) -> None:
         write_text(out / "comparison.md", text)
         for name in ("paired", "calibration", "reliability", "subgroups"):
             write_text(out / f"{name}.csv", getattr(evidence, name).write_csv())
+        if removed is not None:
+            write_text(out / "removals.csv", removed.write_csv())
         write_plots(out / "plots.html", [*statics, *sequences], _targets(loaded), evidence.reliability)
     except OSError as error:
         raise TrajlmError(f"cannot write the comparison to {out}: {error.strerror or error}") from error
     print(text)
+
+
+def _removals(sequences: Sequence[Arm]) -> pl.DataFrame:
+    """REMOVAL_COLUMNS of every run, ``arm`` its title and the run's name."""
+    from trajlm.interpret.removal import run_removals
+
+    frames = []
+    for arm in sequences:
+        found = run_removals(arm.run.path, arm.run.targets, arm.run.resamples)
+        named = pl.col("arm").replace_strict(ARM_TITLES) + f" ({arm.run.name})"
+        frames.append(found.with_columns(arm=named))
+    return pl.concat(frames)
+
+
+def _removal_tables(target: dict[str, Any], found: pl.DataFrame) -> list[Table]:
+    """The main metric without each modality and pair, and what the loss costs."""
+    if target["kind"] not in MAIN:
+        return []
+    metric = MAIN[target["kind"]]
+    own = found.filter((pl.col("target") == target["name"]) & (pl.col("metric") == metric))
+    rows = []
+    for row in own.iter_rows(named=True):
+        moved = {"value": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
+        change = NOT_DEFINED if row["removed"] == NOTHING else _difference(moved | {"p_value": None})
+        rows.append(
+            [row["arm"], row["removed"], f"{count(row['changed'])} of {count(row['stays'])}", _shown(row), change]
+        )
+    title = f"{_column(target, metric)} with modalities removed at test time, at the end of the window"
+    note = "Change: minus the same stays' figure with nothing removed. Stays left without any event are left out."
+    return [Table(title, ["Model", "Removed", "Stays that lost events", "Value", "Change"], rows, set(), note)]
 
 
 def _targets(runs: Sequence[Run]) -> list[dict[str, Any]]:
