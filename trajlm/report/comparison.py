@@ -13,11 +13,14 @@ from plotly.offline import get_plotlyjs
 
 from trajlm.checkpoint import write_text
 from trajlm.compared import Arm
-from trajlm.report.style import arm_style, base_layout, identity_line, plotly_text
+from trajlm.report.style import FONT, arm_style, base_layout, identity_line, plotly_text
 from trajlm.report.tables import metric_title
 
 DRAWN = {"probability": ("auroc", "auprc"), "hours": ("mae",), "group": ("macro_auroc", "macro_auprc")}
-BESIDE: dict[str, Any] = {"margin": {"t": 60}, "legend": {"orientation": "v", "x": 1.02, "y": 1}, "showlegend": True}
+BESIDE: dict[str, Any] = {
+    "margin": {"t": 60}, "showlegend": True, "title_x": 0,
+    "legend": {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
+}  # fmt: skip
 SCALINGS = {"none": "as believed", "temperature": "after temperature scaling"}
 
 
@@ -40,6 +43,7 @@ def write_plots(path: Path, arms: Sequence[Arm], targets: Sequence[dict[str, Any
     write_text(
         path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>body{{font-family:{FONT};margin:2em}}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><h1>{title}</h1>{body}</body></html>",
     )
 
