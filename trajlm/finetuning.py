@@ -22,7 +22,7 @@ from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
-from trajlm.latents import Latents, StaticBatch, TrajectoryBatch, cache_latents
+from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
 from trajlm.static import fitted_tasks, train_fusion
@@ -69,7 +69,7 @@ def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
 
 @dataclass
 class Finetuning:
-    """Everything the two arms share."""
+    """Everything the arms share."""
 
     recipe: Recipe
     prepared: Prepared
@@ -88,10 +88,6 @@ class Finetuning:
     def by_length(self, stays: np.ndarray) -> np.ndarray:
         """These stays in order of their number of events: neighbours share a batch, so little of it is padding."""
         return stays[np.argsort(np.diff(self.prepared.bounds)[stays], kind="stable")]
-
-    def static(self, stays: np.ndarray, random: object = None) -> StaticBatch:
-        """Whole-stay latents of these stays (positions)."""
-        return self.latents.static(stays, self.targets[torch.from_numpy(stays)])
 
 
 def finetune(recipe: Recipe) -> Path:
