@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,10 +10,15 @@ import pytest
 import yaml
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
+from trajlm.arms import beliefs_path, report_metrics, write_beliefs
+from trajlm.calibration import fit_temperature, scaled
 from trajlm.compare import compare
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
+from trajlm.delong import delong_test
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import StaySplits, report_metrics
+from trajlm.metrics import auroc, brier_skill_score, paired_difference_interval
+from trajlm.subgroups import STAYS as STAYS_FILE
+from trajlm.tasks import build_tasks
 
 STAYS = 60
 HELD_OUT = range(20, STAYS)
@@ -54,6 +58,19 @@ def made_beliefs(skill, seed, at=(1.0, 20.0, 40.0)):
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+def attributes(stays):
+    """What fine-tuning writes of its stays; two sexes, no ethnicity."""
+    return stays.with_columns(
+        split=pl.when(pl.col("stay_id").is_in(list(HELD_OUT))).then(pl.lit("held_out")).otherwise(pl.lit("tuning")),
+        sex=pl.when(pl.col("stay_id") % 2 == 0).then(pl.lit("female")).otherwise(pl.lit("male")),
+        age=pl.lit("65 to 79 years"),
+        ethnicity=pl.lit(None, pl.String),
+        events=3 + pl.col("stay_id") % 4,
+        modalities=1 + pl.col("stay_id") % 2,
+        complete=pl.col("stay_id") % 2 == 1,
+    )
+
+
 def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, backbone="tiny"):
     """A folder as finetune.py leaves it, as far as a comparison reads it; ``change`` edits the beliefs first."""
     sequence, static = made_beliefs(skill, seed=0), made_beliefs(1.0, static_seed, at=(40.0,))
@@ -62,14 +79,17 @@ def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, back
     recipe = Recipe(data="prepared", out=str(folder), encoders=encoders, backbone=BackboneConfig(name=backbone),
                     finetuning=FinetuningConfig(bootstrap_resamples=30))  # fmt: skip
     stays, _ = cohort()
-    parts = StaySplits(np.arange(0), np.arange(20), np.array(HELD_OUT), "made up")
-    work = SimpleNamespace(recipe=recipe, splits=parts, prepared=SimpleNamespace(stays=stays))
-    metrics = report_metrics(work, {"sequence": sequence, "static_mlp": static})
+    static = static.with_columns(landmark=pl.lit(None, pl.Float64))
+    arms = {"sequence": sequence, "static_mlp": static}
+    sizes = {"train": 0, "tuning": 20, "held_out": len(HELD_OUT)}
+    metrics = report_metrics(sizes, "made up", stays, build_tasks(recipe.finetuning.tasks), arms, 30, recipe.seed)
     folder.mkdir(parents=True)
     about = {"stage": "finetuning", "inputs": {"data": "d" * 64, "encoders": encoders}, "recipe": asdict(recipe)}
     (folder / "config.yaml").write_text(yaml.safe_dump(about))
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    sequence.write_parquet(folder / "beliefs.parquet")
+    for arm, beliefs in arms.items():
+        write_beliefs(beliefs_path(folder, arm), beliefs)
+    write_beliefs(folder / STAYS_FILE, attributes(stays))
     return folder
 
 
@@ -98,7 +118,7 @@ def test_the_figures_are_those_of_the_runs(compared):
     found = tables(out)
     main = next(rows for title, rows in found.items() if title.startswith("Performance"))
     assert main[0] == ["Model", "Encoders", "Run", "In-hospital death, AUROC", "In-hospital death, AUPRC",
-                       "Length of stay, MAE (h)", "Length of stay, Pearson r",
+                       "Length of stay, MSE (h²)", "Length of stay, MAE (h)", "Length of stay, Pearson r",
                        "Length of stay, Spearman rho"]  # fmt: skip
     assert [row[:3] for row in main[1:]] == [
         ["Static MLP (late fusion)", "scratch", r"weak\_run"],
@@ -106,7 +126,7 @@ def test_the_figures_are_those_of_the_runs(compared):
         ["Sequence model, tiny", "scratch", r"weak\_run"],
         ["Sequence model, tiny", "contrastive", r"strong\|run"],
     ]
-    assert {len(row) for rows in found.values() for row in rows[:1]} >= {5, 8}
+    assert {len(row) for rows in found.values() for row in rows[:1]} >= {7, 9}
     assert all(len({len(row) for row in rows}) == 1 for rows in found.values())
     for row, run in zip(main[3:], runs, strict=True):
         last = pl.read_parquet(run / "beliefs.parquet").filter(
@@ -116,26 +136,25 @@ def test_the_figures_are_those_of_the_runs(compared):
         known = last.drop_nulls("target_length_of_stay_hours")
         gap = mean_absolute_error(known["target_length_of_stay_hours"], known["belief_length_of_stay_hours"])
         assert row[3].strip("*").startswith(f"{area:.3f} [")
-        assert row[5].strip("*").startswith(f"{gap:.1f} [")
+        assert row[6].strip("*").startswith(f"{gap:.1f} [")
 
 
 def test_the_best_of_every_column_is_bold(compared):
     _, out = compared
     columns = 0
-    for rows in tables(out).values():
+    for title, rows in tables(out).items():
+        if "minus" in title or "subgroup" in title:
+            assert not any(cell.startswith("**") for row in rows for cell in row)
+            continue
         for j, name in list(enumerate(rows[0]))[3:]:
-            values = [float(row[j].strip("*").split(" ")[0].replace("−", "-")) for row in rows[1:]]
-            lower = "MAE" in name or "calibration error" in name or "MAE" in title_of(out, rows)
+            values = [float(row[j].strip("*").split(" ")[0].replace("−", "-").replace(",", "")) for row in rows[1:]]
+            lower = any(word in name + title for word in ("MAE", "MSE")) or "calibration error" in name
             best = (min if lower else max)(values)
             bold = [v for v, row in zip(values, rows[1:], strict=True) if row[j].startswith("**")]
             assert bold == [best] * len(bold)
             assert bold, name
             columns += 1
-    assert columns == 5 + 2 + 5 * 5
-
-
-def title_of(out, rows):
-    return next(title for title, other in tables(out).items() if other == rows)
+    assert columns == 6 + 4 + 5 * 6
 
 
 def test_landmark_tables_hold_the_sequence_models(compared):
@@ -174,14 +193,14 @@ def test_latex_is_escaped_and_its_rows_are_whole(tmp_path):
     bare = re.sub(r"\\.", "", text)
     assert bare.count("{") == bare.count("}")
     assert not re.search(r"[%#_~^]", bare)
-    widths = {}
+    rows = 0
     for block in text.split(r"\begin{tabular}")[1:]:
         columns = re.match(r"\{(\w+)\}", block)[1]
         for line in block.split(r"\end{tabular}")[0].splitlines():
             if line.endswith(r"\\"):
                 assert len(re.split(r"(?<!\\)&", line)) == len(columns)
-                widths[columns] = widths.get(columns, 0) + 1
-    assert widths == {"lllrrrrr": 4 + 5 * 3, "lllrr": 4}
+                rows += 1
+    assert rows == sum(len(found) for found in tables(tmp_path / "out").values())
 
 
 def test_a_baseline_that_runs_share_stands_once(tmp_path):
@@ -200,7 +219,10 @@ def test_the_markdown_is_printed(tmp_path, capsys):
     assert (tmp_path / "out" / "comparison.md").read_text() in printed
     assert "end of window: 40 stays" in printed
     assert "end of window: 39 stays" in printed
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.csv", "comparison.md", "comparison.tex"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "calibration.csv", "comparison.csv", "comparison.md", "comparison.tex", "paired.csv", "plots.html",
+        "reliability.csv", "subgroups.csv",
+    ]  # fmt: skip
 
 
 def without_stay(beliefs):
@@ -267,3 +289,77 @@ def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path):
     runs = [made_run(tmp_path / side / "run", 1.0, static_seed=i) for i, side in enumerate(("left", "right"))]
     compare(runs, tmp_path / "out")
     assert set(pl.read_csv(tmp_path / "out" / "comparison.csv")["run"]) == {str(run) for run in runs}
+
+
+def last_beliefs(run, arm, split="held_out"):
+    beliefs = pl.read_parquet(beliefs_path(run, arm)).filter(pl.col("split") == split)
+    return beliefs.sort("stay_id", "event_index").unique("stay_id", keep="last", maintain_order=True)
+
+
+def test_the_best_static_arm_is_chosen_without_the_held_out_stays(compared):
+    """Against the baseline that ranks the tuning stays best, whatever the held-out stays say."""
+    runs, out = compared
+    frame = pl.read_csv(out / "paired.csv")
+    assert set(frame["run"]) == {"weak_run", "strong|run"}
+    areas = {
+        run.name: roc_auc_score(
+            *(last_beliefs(run, "static_mlp", "tuning")[f"{c}_mortality"] for c in ("target", "belief"))
+        )
+        for run in runs
+    }
+    best = max(areas, key=areas.get)
+    died = frame.filter(pl.col("target") == "mortality")
+    assert set(died["against"]) == {
+        f"Static MLP (late fusion), {'scratch' if best == 'weak_run' else 'contrastive'} ({best})"
+    }
+    rival = last_beliefs(next(run for run in runs if run.name == best), "static_mlp")
+    for run in runs:
+        own = last_beliefs(run, "sequence")
+        y = own["target_mortality"].to_numpy()
+        row = died.filter((pl.col("run") == run.name) & (pl.col("metric") == "auroc")).row(0, named=True)
+        a, b = (beliefs["belief_mortality"].to_numpy() for beliefs in (own, rival))
+        people = [stay // 2 for stay in own["stay_id"]]
+        assert row["value"] == pytest.approx(roc_auc_score(y, a) - roc_auc_score(y, b), abs=1e-9)
+        interval = paired_difference_interval(auroc, y, a, b, people, 30, 0)
+        assert (row["low"], row["high"]) == pytest.approx(interval, abs=1e-9)
+        assert row["p_value"] == pytest.approx(delong_test(y, a, b).p_value, abs=1e-9)
+        assert row["stays"] == len(HELD_OUT)
+
+
+def test_calibration_and_subgroups_follow_from_the_beliefs(compared):
+    runs, out = compared
+    calibration, groups = (pl.read_csv(out / f"{name}.csv") for name in ("calibration", "subgroups"))
+    for run in runs:
+        own, tuning = last_beliefs(run, "sequence"), last_beliefs(run, "sequence", "tuning")
+        mine = pl.col("arm").str.ends_with(f"({run.name})") & pl.col("arm").str.starts_with("Sequence")
+        rows = calibration.filter(mine & (pl.col("metric") == "brier_skill_score"))
+        temperature = fit_temperature(tuning["target_mortality"], tuning["belief_mortality"])
+        assert rows["temperature"].to_list() == pytest.approx([1.0, temperature])
+        y, b = (own[f"{c}_mortality"].to_numpy() for c in ("target", "belief"))
+        expected = [brier_skill_score(y, belief) for belief in (b, scaled(b, temperature))]
+        assert rows["value"].to_list() == pytest.approx(expected, abs=1e-9)
+        women = own.filter(pl.col("stay_id") % 2 == 0)
+        row = groups.filter(
+            mine & (pl.col("group") == "female") & (pl.col("metric") == "auroc") & (pl.col("target") == "mortality")
+        ).row(0, named=True)
+        assert row["value"] == pytest.approx(
+            roc_auc_score(women["target_mortality"], women["belief_mortality"]), abs=1e-9
+        )
+    assert set(groups["dimension"]) == {"sex", "age", "events", "modalities", "complete"}
+
+
+def test_plots_need_no_network_and_hold_every_arm(compared):
+    runs, out = compared
+    page = (out / "plots.html").read_text()
+    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
+    for run in runs:
+        assert run.name in page
+    for title in ("In-hospital death, AUROC", "Length of stay, MAE", "reliability, after temperature scaling"):
+        assert title in page
+
+
+def test_a_run_of_an_earlier_version_is_named(tmp_path):
+    run = made_run(tmp_path / "old", 1.0)
+    (run / STAYS_FILE).unlink()
+    with pytest.raises(TrajlmError, match=r"old has no stays\.parquet"):
+        compare([run], tmp_path / "out")

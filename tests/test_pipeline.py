@@ -166,15 +166,20 @@ def independent_figures(frame: pl.DataFrame, target: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("split", ["tuning", "held_out"])
-@pytest.mark.parametrize("arm", ["sequence", "static_mlp"])
+@pytest.mark.parametrize("arm", ["sequence", "static_mlp", "logistic"])
 def test_metrics_follow_from_beliefs(run, prepared, arm, split):
-    beliefs = pl.read_parquet(run / ("beliefs.parquet" if arm == "sequence" else "static_mlp/beliefs.parquet"))
+    beliefs = pl.read_parquet(run / ("beliefs.parquet" if arm == "sequence" else f"{arm}/beliefs.parquet"))
+    assert {row["landmark"] for row in json.loads((run / "metrics.json").read_text())["arms"][split][arm]} == (
+        {None} if arm == "static_mlp" else {6.0, 12.0, 24.0, 48.0, None}
+    )
     rows = json.loads((run / "metrics.json").read_text())["arms"][split][arm]
     stays_hours = dict(prepared.stays.select("stay_id", "hours_in_unit").iter_rows())
     compared = 0
     for landmark in {row["landmark"] for row in rows}:
         latest: dict[int, dict] = {}
         for row in beliefs.filter(pl.col("split") == split).sort("stay_id", "event_index").iter_rows(named=True):
+            if row.get("landmark", landmark) != landmark:
+                continue  # a model refitted for each landmark believes for that one alone
             too_late = landmark is not None and row["hours_since_admission"] > landmark
             if too_late or (landmark is not None and stays_hours[row["stay_id"]] < landmark):
                 continue

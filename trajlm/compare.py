@@ -2,187 +2,154 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from trajlm.checkpoint import read_run, write_text
+from trajlm.arms import ARM_TITLES
+from trajlm.checkpoint import write_text
+from trajlm.compared import Arm, Run, load_runs, sequence_arms, static_arms
 from trajlm.errors import TrajlmError
-from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title
+from trajlm.evidence import Evidence, gather
+from trajlm.interpret.ablation import NOTHING
+from trajlm.report.comparison import write_plots
+from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title, signed
 from trajlm.schema import HELD_OUT
+from trajlm.typeset import Table, latex, markdown
 
-SEQUENCE = "sequence"
-ARM_TITLES = {SEQUENCE: "Sequence model", "static_mlp": "Static MLP (late fusion)"}
-PERFORMANCE = {"probability": ("auroc", "auprc"), "hours": ("mae", "pearson", "spearman")}
-CALIBRATION = {"probability": ("adaptive_calibration_error", "brier_skill_score"), "hours": ()}
+PERFORMANCE = {
+    "probability": ("auroc", "auprc"),
+    "hours": ("mse", "mae", "pearson", "spearman"),
+    "group": ("macro_auroc", "macro_auprc"),
+}
+PAIRED = {"probability": ("auroc", "auprc"), "hours": ("mae", "spearman")}
+MAIN = {"probability": "auroc", "hours": "mae"}
 LOWER_IS_BETTER = {"mae", "mse", "adaptive_calibration_error"}
+UNITS = {"mae": " (h)", "mse": " (h²)"}
 END = "end of window"
 BOLD = "Bold is the best value of a column; where intervals overlap widely, the data do not tell two rows apart."
+LABELS = ["Model", "Encoders", "Run"]
 CSV_SCHEMA = {
     "run": pl.String, "arm": pl.String, "target": pl.String, "landmark": pl.String, "metric": pl.String,
     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "stays": pl.Int64, "positives": pl.Int64,
 }  # fmt: skip
-TEX_SPECIAL = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$",
-    "<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}",
-} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished fine-tuning run as read from its folder; ``name`` tells it from the others compared."""
+def compare(runs: Sequence[Path], out: Path, remove: bool = False) -> None:
+    """Write tables and plots of these runs into ``out`` and print the tables.
 
-    name: str
-    backbone: str
-    initialisation: str  # of the encoders: scratch or contrastive
-    data: str  # hash of the prepared folder
-    metrics: dict[str, Any]
-    known: pl.DataFrame  # stay_id and target_<name> of every held-out stay, sorted
+    ``comparison.csv`` is long (CSV_SCHEMA) and holds every held-out figure of every run; ``comparison.md`` and ``.tex``
+    hold performance and calibration at the end of the window, figures by landmark, the paired differences of the
+    sequence models to the best static arm, and subgroups, with 95 % intervals. ``paired.csv``, ``calibration.csv``,
+    ``reliability.csv`` and ``subgroups.csv`` hold what is behind these, ``plots.html`` draws it (no network needed).
 
-
-@dataclass(frozen=True)
-class Arm:
-    """A row of a table: one arm of a run, or a baseline that several runs share."""
-
-    labels: tuple[str, str, str]  # model, encoders, run
-    rows: list[dict[str, Any]]  # of metrics.json
-
-    def at(self, target: str, metric: str, landmark: float | None) -> dict[str, Any] | None:
-        """The row of that metric; None where the arm has none."""
-        wanted = (target, metric, landmark)
-        return next((r for r in self.rows if (r["target"], r["metric"], r["landmark"]) == wanted), None)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Texts of a table; ``best`` holds the (row, column) of cells to print bold."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    best: set[tuple[int, int]]
-    note: str = ""
-
-
-def compare(runs: Sequence[Path], out: Path) -> None:
-    """Write ``comparison.csv``, ``.tex`` and ``.md`` into ``out`` and print the last.
-
-    The CSV is long (CSV_SCHEMA) and holds every held-out figure of every run; the tables hold performance and
-    calibration at the end of the window, and the sequence models by landmark, with 95 % intervals.
+    Args:
+        runs: run folders of finetune.py.
+        out: folder to write.
+        remove: also remove each modality and each pair of them at test time: ``removals.csv`` and a table. It reads the
+            prepared folder and runs the models again.
 
     Raises:
         TrajlmError: a folder is not a finished fine-tuning run, or the held-out stays or known targets of two differ.
     """
-    loaded = [_load(Path(path), name) for path, name in zip(runs, _names(runs), strict=True)]
-    for other in loaded[1:]:
-        _require_same_stays(loaded[0], other)
-    tables = comparison_tables(loaded)
-    text = "\n".join(_markdown(table) for table in tables)
+    loaded = load_runs(runs)
+    statics, sequences = static_arms(loaded), sequence_arms(loaded)
+    evidence = gather(loaded, sequences, statics)
+    tables = comparison_tables(loaded, statics, sequences, evidence)
+    removed = _removals(sequences) if remove else None
+    if removed is not None:
+        tables += [table for target in _targets(loaded) for table in _removal_tables(target, removed)]
+    text = "\n".join(markdown(table) for table in tables)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "comparison.csv", _long(loaded).write_csv())
-        write_text(out / "comparison.tex", "\n".join(_latex(table) for table in tables))
+        write_text(out / "comparison.tex", "\n".join(latex(table) for table in tables))
         write_text(out / "comparison.md", text)
+        for name in ("paired", "calibration", "reliability", "subgroups"):
+            write_text(out / f"{name}.csv", getattr(evidence, name).write_csv())
+        if removed is not None:
+            write_text(out / "removals.csv", removed.write_csv())
+        write_plots(out / "plots.html", [*statics, *sequences], _targets(loaded), evidence.reliability)
     except OSError as error:
         raise TrajlmError(f"cannot write the comparison to {out}: {error.strerror or error}") from error
     print(text)
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
-    """Folder names, or whole paths where those are not unique."""
-    places = [Path(run).resolve() for run in runs]
-    if not places:
-        raise TrajlmError("compare: name at least one run folder")
-    twice = next((run for i, run in enumerate(runs) if places[i] in places[:i]), None)
-    if twice is not None:
-        raise TrajlmError(f"compare: {twice} is named twice")
-    short = [place.name for place in places]
-    return short if len(set(short)) == len(short) else [str(run) for run in runs]
+def _removals(sequences: Sequence[Arm]) -> pl.DataFrame:
+    """REMOVAL_COLUMNS of every run, ``arm`` its title and the run's name."""
+    from trajlm.interpret.removal import run_removals
+
+    frames = []
+    for arm in sequences:
+        found = run_removals(arm.run.path, arm.run.targets, arm.run.resamples)
+        named = pl.col("arm").replace_strict(ARM_TITLES) + f" ({arm.run.name})"
+        frames.append(found.with_columns(arm=named))
+    return pl.concat(frames)
 
 
-def _load(path: Path, name: str) -> Run:
-    about = read_run(path)
-    if about.get("stage") != "finetuning":
-        raise TrajlmError(f"{path} is a run of {about.get('stage')}; compare takes runs of finetune.py")
-    if not (path / "metrics.json").exists() or not (path / "beliefs.parquet").exists():
-        raise TrajlmError(f"{path}: fine-tuning has not finished there; run finetune.py again to resume it")
-    beliefs = pl.read_parquet(path / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)
-    known = beliefs.select("stay_id", pl.col("^target_.*$").fill_nan(None)).unique("stay_id").sort("stay_id")
-    recipe = about["recipe"]
-    initialisation = "scratch" if recipe["encoders"] == "scratch" else "contrastive"
-    metrics = json.loads((path / "metrics.json").read_text())
-    return Run(name, recipe["backbone"]["name"], initialisation, about["inputs"]["data"], metrics, known)
+def _removal_tables(target: dict[str, Any], found: pl.DataFrame) -> list[Table]:
+    """The main metric without each modality and pair, and what the loss costs."""
+    if target["kind"] not in MAIN:
+        return []
+    metric = MAIN[target["kind"]]
+    own = found.filter((pl.col("target") == target["name"]) & (pl.col("metric") == metric))
+    rows = []
+    for row in own.iter_rows(named=True):
+        moved = {"value": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
+        change = NOT_DEFINED if row["removed"] == NOTHING else _difference(moved | {"p_value": None})
+        rows.append(
+            [row["arm"], row["removed"], f"{count(row['changed'])} of {count(row['stays'])}", _shown(row), change]
+        )
+    title = f"{_column(target, metric)} with modalities removed at test time, at the end of the window"
+    note = "Change: minus the same stays' figure with nothing removed. Stays left without any event are left out."
+    return [Table(title, ["Model", "Removed", "Stays that lost events", "Value", "Change"], rows, set(), note)]
 
 
-def _require_same_stays(a: Run, b: Run) -> None:
-    """Figures on other stays, or against other outcomes, are no comparison of models."""
-    refusal = f"{a.name} and {b.name} cannot be compared: "
-    lone = sorted(set(a.known["stay_id"]) ^ set(b.known["stay_id"]))
-    if lone:
-        holder = a if lone[0] in set(a.known["stay_id"]) else b
-        raise TrajlmError(f"{refusal}stay {lone[0]} is held out in {holder.name} only ({len(lone)} such stays)")
-    targets = sorted(set(a.known.columns) ^ set(b.known.columns))
-    if targets:
-        holder = a if targets[0] in a.known.columns else b
-        raise TrajlmError(f"{refusal}only {holder.name} has beliefs on {targets[0].removeprefix('target_')}")
-    for column in a.known.columns[1:]:
-        differs = a.known[column].ne_missing(b.known[column])
-        if differs.any():
-            stay = a.known.filter(differs)["stay_id"][0]
-            shown = [run.known.filter(pl.col("stay_id") == stay)[column][0] for run in (a, b)]
-            one, two = ("unknown" if value is None else f"{value:g}" for value in shown)
-            told = f"{one} in {a.name}, {two} in {b.name} ({differs.sum()} such stays)"
-            raise TrajlmError(f"{refusal}{column} of held-out stay {stay} is {told}")
+def _targets(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """name, kind and title of what has columns: single targets, and groups by their macro means."""
+    metrics = runs[0].metrics
+    alone = [target for target in metrics["targets"] if target.get("group") is None]
+    groups = [{"name": g["name"], "kind": "group", "title": g["title"]} for g in metrics.get("groups", [])]
+    return alone + groups
 
 
-def _arms(runs: Sequence[Run]) -> list[Arm]:
-    """Static baselines first, as in the paper; one that runs share, figure by figure, stands once."""
-    found: dict[str, tuple[tuple[str, str], list[dict[str, Any]], list[str]]] = {}
-    for run in runs:
-        for name, rows in run.metrics["arms"][HELD_OUT].items():
-            if name != SEQUENCE:
-                labels = (ARM_TITLES.get(name, name), run.initialisation)
-                found.setdefault(json.dumps([labels, rows]), (labels, rows, []))[2].append(run.name)
-    shared = [Arm((*labels, ", ".join(names)), rows) for labels, rows, names in found.values()]
-    return shared + _sequence_arms(runs)
-
-
-def _sequence_arms(runs: Sequence[Run]) -> list[Arm]:
-    return [
-        Arm((f"{ARM_TITLES[SEQUENCE]}, {r.backbone}", r.initialisation, r.name), r.metrics["arms"][HELD_OUT][SEQUENCE])
-        for r in runs
-    ]
-
-
-def comparison_tables(runs: Sequence[Run]) -> list[Table]:
-    """Performance, calibration, and one table per target and metric by landmark."""
-    targets = runs[0].metrics["targets"]
-    arms, sequences = _arms(runs), _sequence_arms(runs)
+def comparison_tables(
+    runs: Sequence[Run], statics: Sequence[Arm], sequences: Sequence[Arm], evidence: Evidence
+) -> list[Table]:
+    """Performance, calibration, and per target: by landmark, against the best static arm, by subgroup."""
+    targets, arms = _targets(runs), [*statics, *sequences]
     unlike = len({run.data for run in runs}) > 1
     note = "The runs read differently prepared data of the same stays." if unlike else ""
-    tables = []
-    for title, by_kind in (("Performance", PERFORMANCE), ("Calibration", CALIBRATION)):
-        columns = [(t, metric, None, _column(t, metric)) for t in targets for metric in by_kind[t["kind"]]]
-        if columns:
-            sizes = "; ".join(f"{t['title']}: {_sizes(arms, t['name'], None)}" for t in targets if by_kind[t["kind"]])
-            tables.append(_table(f"{title} on held-out stays at the end of the window ({sizes})", arms, columns, note))
+    columns = [(t, metric, None, _column(t, metric)) for t in targets for metric in PERFORMANCE[t["kind"]]]
+    sizes = "; ".join(f"{t['title']}: {_sizes(arms, t['name'], None)}" for t in targets)
+    tables = [_table(f"Performance on held-out stays at the end of the window ({sizes})", arms, columns, note)]
+    if not evidence.calibration.is_empty():
+        tables.append(_calibration_table(arms, targets, evidence.calibration))
     for target in targets:
-        landmarks = list(dict.fromkeys(r["landmark"] for arm in sequences for r in arm.rows))
-        for metric in PERFORMANCE[target["kind"]]:
-            columns = [(target, metric, at, _landmark(at)) for at in landmarks]
-            sizes = "; ".join(f"{_landmark(at)}: {_sizes(sequences, target['name'], at)}" for at in landmarks)
-            title = f"{_column(target, metric)} by landmark"
-            tables.append(_table(title, sequences, columns, f"{note} Counted: {sizes}."))
+        tables += _landmark_tables(arms, target, note)
+        if target["kind"] in PAIRED:
+            tables += _paired_tables(sequences, target, evidence.paired)
+            tables += _subgroup_tables(target, evidence.subgroups)
+    return tables
+
+
+def _landmark_tables(arms: Sequence[Arm], target: dict[str, Any], note: str) -> list[Table]:
+    """Of the arms that have figures at more than the end of the window."""
+    own = [arm for arm in arms if len({r["landmark"] for r in arm.rows if r["target"] == target["name"]}) > 1]
+    landmarks = list(dict.fromkeys(r["landmark"] for arm in own for r in arm.rows))
+    sizes = "; ".join(f"{_landmark(at)}: {_sizes(own, target['name'], at)}" for at in landmarks)
+    tables = []
+    for metric in PERFORMANCE[target["kind"]] if own else ():
+        columns = [(target, metric, at, _landmark(at)) for at in landmarks]
+        title = f"{_column(target, metric)} by landmark"
+        tables.append(_table(title, own, columns, f"{note} Counted: {sizes}."))
     return tables
 
 
 def _column(target: dict[str, str], metric: str) -> str:
-    return f"{target['title'].capitalize()}, {metric_title(metric)}{' (h)' if metric == 'mae' else ''}"
+    return f"{target['title'].capitalize()}, {metric_title(metric)}{UNITS.get(metric, '')}"
 
 
 def _landmark(hours: float | None) -> str:
@@ -196,46 +163,91 @@ def _sizes(arms: Sequence[Arm], target: str, landmark: float | None) -> str:
 
 
 def _table(title: str, arms: Sequence[Arm], columns: Sequence[tuple[Any, ...]], note: str) -> Table:
-    rows, best = [list(arm.labels) for arm in arms], set()
-    for place, (target, metric, landmark, _) in enumerate(columns, start=3):
-        cells = [arm.at(target["name"], metric, landmark) for arm in arms]
-        for row, cell in zip(rows, cells, strict=True):
-            row.append(NOT_DEFINED if cell is None else interval(cell["value"], cell["low"], cell["high"]))
-        values = {i: c["value"] for i, c in enumerate(cells) if c is not None and c["value"] is not None}
-        if len(values) > 1:
-            top = (min if metric in LOWER_IS_BETTER else max)(values.values())
-            best |= {(i, place) for i, value in values.items() if value == top}
-    note = f"{BOLD if best else ''} {note}".strip()
-    return Table(title, ["Model", "Encoders", "Run", *(c[-1] for c in columns)], rows, best, note)
+    cells = [[arm.at(target["name"], metric, landmark) for arm in arms] for target, metric, landmark, _ in columns]
+    best = {
+        (row, place)
+        for place, (column, (_, metric, _, _)) in enumerate(zip(cells, columns, strict=True), start=len(LABELS))
+        for row in _best(column, metric)
+    }
+    rows = [[*arm.labels, *(_shown(column[i]) for column in cells)] for i, arm in enumerate(arms)]
+    return Table(title, [*LABELS, *(c[-1] for c in columns)], rows, best, f"{BOLD if best else ''} {note}".strip())
 
 
-def _markdown(table: Table) -> str:
-    def cell(text: str, label: bool = True) -> str:
-        return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", text) if label else text
-
-    lines = [f"**{cell(table.title)}**", "", "| " + " | ".join(map(cell, table.columns)) + " |"]
-    lines.append("|---|---|---|" + "---:|" * (len(table.columns) - 3))
-    for i, row in enumerate(table.rows):
-        bold = ["**" if (i, j) in table.best else "" for j in range(len(row))]
-        shown = [f"{mark}{cell(text, j < 3)}{mark}" for j, (text, mark) in enumerate(zip(row, bold, strict=True))]
-        lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", cell(table.note), ""])
+def _best(cells: Sequence[dict[str, Any] | None], metric: str) -> set[int]:
+    values = {i: cell["value"] for i, cell in enumerate(cells) if cell is not None and cell["value"] is not None}
+    top = (min if metric in LOWER_IS_BETTER else max)(values.values(), default=None)
+    return {i for i, value in values.items() if value == top and len(values) > 1}
 
 
-def _latex(table: Table) -> str:
-    """A table that needs no package."""
+def _shown(cell: dict[str, Any] | None) -> str:
+    return NOT_DEFINED if cell is None else interval(cell["value"], cell["low"], cell["high"])
 
-    def cell(text: str) -> str:
-        return "".join(TEX_SPECIAL.get(character, character) for character in text)
 
-    caption = cell(f"{table.title}. {table.note}".strip())
-    lines = [r"\begin{table}[ht]", r"\centering", rf"\caption{{{caption}}}"]
-    lines += [rf"\begin{{tabular}}{{lll{'r' * (len(table.columns) - 3)}}}", r"\hline"]
-    lines += [" & ".join(map(cell, table.columns)) + r" \\", r"\hline"]
-    for i, row in enumerate(table.rows):
-        shown = [rf"\textbf{{{cell(text)}}}" if (i, j) in table.best else cell(text) for j, text in enumerate(row)]
-        lines.append(" & ".join(shown) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}", ""])
+def _calibration_table(arms: Sequence[Arm], targets: Sequence[dict[str, Any]], found: pl.DataFrame) -> Table:
+    """As believed, and after a temperature fitted on the tuning stays."""
+    columns = [
+        (target["name"], metric, scaling, f"{_column(target, metric)}{words}")
+        for target in targets
+        for metric in ("adaptive_calibration_error", "brier_skill_score")
+        for scaling, words in (("none", ""), ("temperature", ", scaled"))
+        if target["kind"] == "probability"
+    ]
+    by_key = {(r["arm"], r["target"], r["metric"], r["scaling"]): r for r in found.iter_rows(named=True)}
+    cells = [[by_key.get((arm.title, *column[:3])) for arm in arms] for column in columns]
+    best = {(row, place) for place, (column, (_, metric, _, _)) in enumerate(zip(cells, columns, strict=True), start=3)
+            for row in _best(column, metric)}  # fmt: skip
+    rows = [[*arm.labels, *(_shown(column[i]) for column in cells)] for i, arm in enumerate(arms)]
+    note = "Scaled: log odds divided by one temperature, fitted on the tuning stays."
+    title = "Calibration on held-out stays at the end of the window"
+    return Table(title, [*LABELS, *(c[-1] for c in columns)], rows, best, f"{BOLD if best else ''} {note}".strip())
+
+
+def _paired_tables(sequences: Sequence[Arm], target: dict[str, Any], found: pl.DataFrame) -> list[Table]:
+    """Sequence model minus the best static arm, on the same stays."""
+    own = found.filter(pl.col("target") == target["name"])
+    landmarks = own["landmark"].unique(maintain_order=True).to_list()
+    rivals: dict[str, list[str]] = {}
+    for at in landmarks:
+        rival = own.filter(pl.col("landmark").eq_missing(pl.lit(at, pl.Float64)))["against"][0]
+        rivals.setdefault(rival, []).append(_landmark(at))
+    words = "; ".join(f"{rival} at {', '.join(at)}" for rival, at in rivals.items())
+    note = f"Best on the tuning stays: {words}. An interval that holds 0 does not tell the two apart."
+    tables = []
+    for metric in PAIRED[target["kind"]] if len(own) else ():
+        by_key = {(r["run"], r["landmark"]): r for r in own.filter(pl.col("metric") == metric).iter_rows(named=True)}
+        rows = [[*arm.labels, *(_difference(by_key.get((arm.run.name, at))) for at in landmarks)] for arm in sequences]
+        title = f"{_column(target, metric)}: sequence model minus the best static arm"
+        tables.append(Table(title, [*LABELS, *map(_landmark, landmarks)], rows, set(), note))
+    return tables
+
+
+def _difference(cell: dict[str, Any] | None) -> str:
+    if cell is None or cell["value"] is None:
+        return NOT_DEFINED
+    ends = "" if cell["low"] is None else f" [{signed(cell['low'])}, {signed(cell['high'])}]"
+    p = "" if cell["p_value"] is None else f", p = {cell['p_value']:.3f}".replace("p = 0.000", "p < 0.001")
+    return f"{signed(cell['value'])}{ends}{p}"
+
+
+def _subgroup_tables(target: dict[str, Any], found: pl.DataFrame) -> list[Table]:
+    """The main metric by group, with its gap to all other stays."""
+    metric = MAIN[target["kind"]]
+    own = found.filter((pl.col("target") == target["name"]) & (pl.col("metric") == metric))
+    arms = own["arm"].unique(maintain_order=True).to_list()
+    by_key = {(r["dimension"], r["group"], r["arm"]): r for r in own.iter_rows(named=True)}
+    groups = own.select("dimension", "group", "stays").unique(["dimension", "group"], maintain_order=True).rows()
+    rows = []
+    for dimension, group, stays in groups:
+        row = [dimension, group, count(stays)]
+        for arm in arms:
+            cell = by_key[dimension, group, arm]
+            row += [_shown(cell), _difference(cell | {"value": cell["gap"], "low": cell["gap_low"],
+                                                      "high": cell["gap_high"], "p_value": None})]  # fmt: skip
+        rows.append(row)
+    columns = ["By", "Group", "Stays", *(f"{arm}{part}" for arm in arms for part in ("", ", gap"))]
+    note = "Gap: the group minus all other stays. Many groups are looked at: some gaps will be chance."
+    title = f"{_column(target, metric)} by subgroup at the end of the window"
+    return [Table(title, columns, rows, set(), note)] if rows else []
 
 
 def _long(runs: Sequence[Run]) -> pl.DataFrame:

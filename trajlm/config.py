@@ -24,6 +24,9 @@ def _require(ok: bool, message: str) -> None:
         raise TrajlmError(message)
 
 
+BASELINES = ("mlp", "lstm", "logistic", "lightgbm")
+
+
 @dataclass
 class PrepareConfig:
     """Raw release to prepared folder.
@@ -189,7 +192,7 @@ class FinetuningConfig:
     """The sequence model, and the static baseline on the same latents.
 
     Args:
-        tasks: what to predict: mortality, length_of_stay.
+        tasks: what to predict: mortality, length_of_stay, phenotyping (25 targets).
         stays: train learns from the training split; unseen learns only from stays that pretraining's training split
             never saw (the paper: 85 % of the tuning split's patients train, the others tune); auto is train for
             published splits and unseen otherwise. The held-out split is held out in every case.
@@ -205,7 +208,13 @@ class FinetuningConfig:
         loss_over: all read-outs of a stay (their mean) or its last one only.
         time_encoding: add an embedding of the hours since admission to every event; off is the paper.
         max_events: longest timeline; later events that are not static are not read and get no belief.
-        baseline_epochs: most epochs of the static baseline.
+        baselines: what to compare with, on the same stays: mlp and lstm fuse the whole window's latents; logistic and
+            lightgbm (an extra: trajlm[trees]) read summary features and are refitted for each landmark.
+        baseline_epochs: most epochs of mlp and lstm.
+        baseline_trials: settings of logistic and lightgbm tried on the tuning stays, for each landmark and target; they
+            have 6.
+        focal_gamma: exponent of the focal loss of probabilities; 0 is cross-entropy. Focal beliefs are less extreme
+            than frequencies.
         bootstrap_resamples: patient-level resamples behind every 95 % interval.
     """
 
@@ -222,17 +231,24 @@ class FinetuningConfig:
     loss_over: Literal["all", "last"] = "all"
     time_encoding: Literal["hours", "off"] = "hours"
     max_events: int = 1000
+    baselines: list[str] = field(default_factory=lambda: ["mlp", "logistic"])
     baseline_epochs: int = 200
+    baseline_trials: int = 6
+    focal_gamma: float = 0.0
     bootstrap_resamples: int = 1000
 
     def __post_init__(self) -> None:
         _require(bool(self.tasks), "finetuning.tasks must name at least one task")
-        for name in ("epochs", "patience", "batch_size", "baseline_epochs", "bootstrap_resamples"):
+        for name in ("epochs", "patience", "batch_size", "baseline_epochs", "baseline_trials", "bootstrap_resamples"):
             _require(getattr(self, name) >= 1, f"finetuning.{name} must be at least 1")
         _require(self.learning_rate > 0, "finetuning.learning_rate must be positive")
         _require(0 <= self.warmup_fraction < 1, "finetuning.warmup_fraction must lie in [0, 1)")
         _require(0 <= self.modality_dropout <= 1, "finetuning.modality_dropout must lie in [0, 1]")
         _require(self.max_events >= 2, "finetuning.max_events must be at least 2")
+        _require(self.focal_gamma >= 0, "finetuning.focal_gamma must not be negative")
+        for name in self.baselines:
+            _require(name in BASELINES, f"finetuning.baselines: {name!r} is not known; all are {', '.join(BASELINES)}")
+        _require(len(set(self.baselines)) == len(self.baselines), "finetuning.baselines names one twice")
 
 
 @dataclass

@@ -132,10 +132,32 @@ class ModalityStore:
         """The stay's events in this store."""
         return slice(int(self._bounds[stay]), int(self._bounds[stay + 1]))
 
+    def measurements(self, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Every measurement of these stays, in order of stay and time; numeric modalities only.
+
+        Args:
+            stays: int[N], positions.
+
+        Returns:
+            int64[K] place of the stay in ``stays``, float64[K] hours since admission, int64[K] feature ids, and
+            float64[K] values in the features' units.
+        """
+        rows = self._all_rows(stays)
+        lengths, cells = self._cells(rows)
+        place = np.repeat(np.repeat(np.arange(len(stays)), self.count(stays)), lengths)
+        ids, values = self._feature_ids[cells].astype(np.int64), self._values[cells].astype(np.float64)
+        return place, np.repeat(self._hours[rows], lengths), ids, values
+
+    def _cells(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[E], measurements of each of these events, and where they lie among all of the modality."""
+        lengths = (self._offsets[1:] - self._offsets[:-1])[rows]
+        return lengths, np.repeat(self._offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(
+            lengths.sum()
+        )
+
     def _numeric(self, stays: np.ndarray) -> NumericView:
         rows = self._all_rows(stays)
-        lengths = (self._offsets[1:] - self._offsets[:-1])[rows]
-        cells = np.repeat(self._offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        lengths, cells = self._cells(rows)
         values, observed = self.reader.dense(lengths, self._feature_ids[cells], self._values[cells])
         cuts = np.cumsum(self.count(stays))[:-1]
         return numeric_view(np.split(values, cuts), np.split(observed, cuts), np.split(self._hours[rows], cuts))

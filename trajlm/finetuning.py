@@ -1,8 +1,7 @@
-"""Stage 2: static baseline and sequence model on frozen latents, prepared folder to beliefs and metrics."""
+"""Stage 2: baselines and sequence model on frozen latents, prepared folder to beliefs and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,25 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from trajlm.arms import BASELINE_ARMS, SEQUENCE, beliefs_path, print_headline, report_metrics, write_beliefs
 from trajlm.assemble import build_encoders, build_trajectory_model, load_encoders, save_trajectory_model
 from trajlm.backbones import describe, starts_at_random
+from trajlm.baselines import tabular_beliefs
 from trajlm.cards import finetuning_card
-from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_tensors, write_text
+from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_text
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
-from trajlm.fusions.mlp import ConcatenationMLP
-from trajlm.latents import Latents, StaticBatch, TrajectoryBatch, cache_latents
-from trajlm.metrics import METRICS, evaluate, paired_difference_interval
+from trajlm.fusions import FUSIONS
+from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
-from trajlm.tasks import Task, build_tasks, stay_losses
+from trajlm.selection import StaySplits, finetuning_splits
+from trajlm.static import fitted_tasks, train_fusion
+from trajlm.subgroups import STAYS, stay_attributes
+from trajlm.tasks import build_tasks, stay_losses
 from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
 from trajlm.trajectory import TrajectoryModel
-
-LANDMARKS: tuple[float | None, ...] = (6.0, 12.0, 24.0, 48.0, None)
-UNSEEN_SHARE_TRAINED = 0.85  # of the patients of the unseen pool; the others tune
-SEQUENCE, STATIC = "sequence", "static_mlp"
 
 
 class SequenceObjective(nn.Module):
@@ -68,84 +67,9 @@ def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
     return (batch.modality == order.argmax(dim=1, keepdim=True)) & loses[:, None] & batch.present
 
 
-class StaticBaseline(nn.Module):
-    """Late fusion of whole-stay latents, one read-out per stay."""
-
-    def __init__(self, fusion: ConcatenationMLP, tasks: Sequence[Task]) -> None:
-        super().__init__()
-        self.fusion, self.tasks = fusion, nn.ModuleList(tasks)
-        self.heads = nn.Linear(fusion.width, len(tasks))
-
-    def readouts(self, batch: StaticBatch) -> Tensor:
-        """float[B, K]."""
-        return self.heads(self.fusion(batch.latents, batch.present))
-
-    def forward(self, batch: StaticBatch) -> Tensor:
-        """float[] mean loss."""
-        weights = torch.ones(len(batch.stay_ids), 1, device=batch.latents.device)
-        return stay_losses(_tasks(self.tasks), self.readouts(batch)[:, None], batch.targets, weights).mean()
-
-
-def _tasks(modules: nn.ModuleList) -> list[Task]:
-    return [task for task in modules if isinstance(task, Task)]
-
-
-@dataclass(frozen=True)
-class StaySplits:
-    """Positions of the stays that fine-tuning learns from, tunes on and reports on; the words for a log."""
-
-    train: np.ndarray
-    tuning: np.ndarray
-    held_out: np.ndarray
-    description: str
-
-    @property
-    def all(self) -> np.ndarray:
-        """int64[n], sorted."""
-        return np.sort(np.concatenate([self.train, self.tuning, self.held_out]))
-
-    def of(self, split: str) -> np.ndarray:
-        """Positions of a split by name."""
-        return {TRAIN: self.train, TUNING: self.tuning, HELD_OUT: self.held_out}[split]
-
-
-def finetuning_splits(prepared: Prepared, stays: str, seed: int) -> StaySplits:
-    """Which stays fine-tuning may use (method 4); stays without any event have no belief and are left out.
-
-    Args:
-        prepared: the records.
-        stays: ``auto``, ``unseen`` or ``train`` (:class:`FinetuningConfig`).
-        seed: divides the unseen patients.
-    """
-    if stays == "auto":
-        stays = "train" if prepared.published_splits else "unseen"
-    some_event = np.diff(prepared.bounds) > 0
-    parts = {split: prepared.positions(split) for split in (TRAIN, TUNING, HELD_OUT)}
-    if stays == "train":
-        words = "learns from the training split"
-    else:
-        patients = prepared.stays["subject_id"].to_numpy()[parts[TUNING]]
-        order = np.random.default_rng(seed).permutation(np.unique(patients))
-        trained = np.isin(patients, order[: round(len(order) * UNSEEN_SHARE_TRAINED)])
-        parts[TRAIN], parts[TUNING] = parts[TUNING][trained], parts[TUNING][~trained]
-        words = "learns from stays that pretraining's training split never saw"
-    kept = {split: positions[some_event[positions]] for split, positions in parts.items()}
-    for split, positions in kept.items():
-        if not len(positions):
-            raise TrajlmError(f"{prepared.folder}: no {split} stay with an event is left for fine-tuning; prepare more")
-    empty = sum(len(parts[s]) - len(kept[s]) for s in parts)
-    sizes = ", ".join(f"{len(kept[s])} {s}" for s in kept)
-    return StaySplits(
-        kept[TRAIN],
-        kept[TUNING],
-        kept[HELD_OUT],
-        f"fine-tuning {words}: {sizes} stays; {empty} stays without events left out",
-    )
-
-
 @dataclass
 class Finetuning:
-    """Everything the two arms share."""
+    """Everything the arms share."""
 
     recipe: Recipe
     prepared: Prepared
@@ -164,10 +88,6 @@ class Finetuning:
     def by_length(self, stays: np.ndarray) -> np.ndarray:
         """These stays in order of their number of events: neighbours share a batch, so little of it is padding."""
         return stays[np.argsort(np.diff(self.prepared.bounds)[stays], kind="stable")]
-
-    def static(self, stays: np.ndarray, random: object = None) -> StaticBatch:
-        """Whole-stay latents of these stays (positions)."""
-        return self.latents.static(stays, self.targets[torch.from_numpy(stays)])
 
 
 def finetune(recipe: Recipe) -> Path:
@@ -199,10 +119,10 @@ def finetune(recipe: Recipe) -> Path:
     with accelerator.main_process_first():
         latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", fingerprint(inputs))
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
-    static = train_static(work)
-    sequence = train_sequence(work, encoders)
+    arms = train_baselines(work)
+    arms = {SEQUENCE: train_sequence(work, encoders)} | arms
     if run.main:
-        _conclude(work, static, sequence)
+        _conclude(work, arms)
     accelerator.wait_for_everyone()
     return run.path
 
@@ -222,54 +142,6 @@ def target_table(recipe: Recipe, prepared: Prepared) -> Tensor:
         values = torch.tensor(prepared.stays[task.column].cast(pl.Float32).fill_null(float("nan")).to_numpy())
         columns.append(torch.where(task.usable(values), values, float("nan")))
     return torch.stack(columns, dim=1)
-
-
-def fitted_tasks(recipe: Recipe, targets: Tensor, splits: StaySplits) -> list[Task]:
-    """Fresh tasks, fitted on the training stays' rows of ``targets`` float[N, K]."""
-    tasks = build_tasks(recipe.finetuning.tasks)
-    for k, task in enumerate(tasks):
-        task.fit(targets[torch.from_numpy(splits.train), k])
-    return tasks
-
-
-def train_static(work: Finetuning) -> pl.DataFrame:
-    """Train the baseline and return its beliefs: one row per stay, at the end of its window."""
-    config, recipe = work.recipe.finetuning, work.recipe
-    torch.manual_seed(recipe.seed)
-    encoder = recipe.encoder
-    model = StaticBaseline(
-        ConcatenationMLP(len(work.latents.modalities), encoder.latent_width),
-        fitted_tasks(recipe, work.targets, work.splits),
-    )
-    stage = Stage(STATIC, model, work.splits.train, work.splits.tuning, work.static)
-    settings = LoopSettings(config.baseline_epochs, 20, 64, 1e-3, config.weight_decay, recipe.seed)
-    Trainer(stage, settings, work.run, work.accelerator).fit()
-    if work.run.main:
-        folder = work.run.path / STATIC
-        folder.mkdir(exist_ok=True)
-        write_tensors(folder / "model.safetensors", model.state_dict())
-    return _static_beliefs(work, model)
-
-
-@torch.no_grad()
-def _static_beliefs(work: Finetuning, model: StaticBaseline) -> pl.DataFrame:
-    frames = []
-    for split in (TUNING, HELD_OUT):
-        stays = work.splits.of(split)
-        batch = work.static(stays)
-        readouts = model.readouts(batch.to(work.accelerator.device)).cpu()
-        columns: dict[str, Any] = {
-            "stay_id": batch.stay_ids.numpy(),
-            "split": [split] * len(stays),
-            "event_index": np.diff(work.prepared.bounds)[stays] - 1,
-            "hours_since_admission": work.prepared.hours[work.prepared.bounds[stays + 1] - 1],
-            "modality": ["all"] * len(stays),
-        }
-        for k, task in enumerate(_tasks(model.tasks)):
-            columns[f"belief_{task.target}"] = task.cpu().belief(readouts[:, k]).double().numpy()
-            columns[f"target_{task.target}"] = pl.Series(batch.targets[:, k].double().numpy()).fill_nan(None)
-        frames.append(pl.DataFrame(columns))
-    return pl.concat(frames)
 
 
 def _backbone_rate_factor(recipe: Recipe) -> float:
@@ -325,84 +197,48 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
     return pl.concat(frames).sort("stay_id", "event_index")
 
 
-def _conclude(work: Finetuning, static: pl.DataFrame, sequence: pl.DataFrame) -> None:
+def train_baselines(work: Finetuning) -> dict[str, pl.DataFrame]:
+    """Beliefs of every baseline asked for, by arm; those on summary features are fitted by the main process alone."""
+    found, config = {}, work.recipe.finetuning
+    for name in config.baselines:
+        arm = BASELINE_ARMS[name]
+        if name in FUSIONS:
+            found[arm] = train_fusion(
+                name, work.recipe, work.latents, work.splits, work.targets, work.run, work.accelerator
+            )
+        elif work.run.main:
+            found[arm] = _tabular(work, name, beliefs_path(work.run.path, arm))
+    return found
+
+
+def _tabular(work: Finetuning, name: str, path: Path) -> pl.DataFrame:
+    if path.exists():
+        return pl.read_parquet(path)
+    config, recipe = work.recipe.finetuning, work.recipe
+    splits = {split: work.splits.of(split) for split in (TRAIN, TUNING, HELD_OUT)}
+    tasks = fitted_tasks(recipe, work.targets, work.splits)
+    targets = work.targets.double().numpy()
+    beliefs = tabular_beliefs(
+        name, work.prepared, splits, tasks, targets, path.parent, config.baseline_trials, recipe.seed
+    )
+    write_beliefs(path, beliefs)
+    return beliefs
+
+
+def _conclude(work: Finetuning, arms: dict[str, pl.DataFrame]) -> None:
     run = work.run
-    _write_beliefs(run.path / "beliefs.parquet", sequence)
-    _write_beliefs(run.path / STATIC / "beliefs.parquet", static)
-    metrics = report_metrics(work, {SEQUENCE: sequence, STATIC: static})
+    for arm, beliefs in arms.items():
+        write_beliefs(beliefs_path(run.path, arm), beliefs)
+    write_beliefs(run.path / STAYS, stay_attributes(work.prepared, work.splits.all))
+    metrics = report_metrics(
+        {split: len(work.splits.of(split)) for split in (TRAIN, TUNING, HELD_OUT)},
+        work.splits.description,
+        work.prepared.stays,
+        build_tasks(work.recipe.finetuning.tasks),
+        arms,
+        work.recipe.finetuning.bootstrap_resamples,
+        work.recipe.seed,
+    )
     write_text(run.path / "README.md", finetuning_card(work.recipe, work.prepared, work.splits.description, metrics))
     print_headline(metrics)
     run.finish(metrics)
-
-
-def _write_beliefs(path: Path, beliefs: pl.DataFrame) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    beliefs.write_parquet(partial)
-    partial.replace(path)
-
-
-def report_metrics(work: Finetuning, arms: dict[str, pl.DataFrame]) -> dict[str, Any]:
-    """``metrics.json``: every metric with its interval, by split, arm, target and landmark; the arms' difference."""
-    config = work.recipe.finetuning
-    tasks = build_tasks(config.tasks)
-    kinds = [(task.target, task.kind) for task in tasks]
-    metrics: dict[str, Any] = {
-        "stays": {split: len(work.splits.of(split)) for split in (TRAIN, TUNING, HELD_OUT)},
-        "description": work.splits.description,
-        "targets": [{"name": t.target, "kind": t.kind, "title": t.title} for t in tasks],
-        "arms": {},
-        "difference": [],
-    }
-    for split in (TUNING, HELD_OUT):
-        metrics["arms"][split] = {}
-        for arm, beliefs in arms.items():
-            landmarks = LANDMARKS if arm == SEQUENCE else (None,)
-            rows = evaluate(
-                beliefs.filter(pl.col("split") == split),
-                work.prepared.stays,
-                kinds,
-                landmarks,
-                config.bootstrap_resamples,
-                work.recipe.seed,
-            )
-            metrics["arms"][split][arm] = rows.to_dicts()
-    metrics["difference"] = _differences(work, arms, kinds)
-    return metrics
-
-
-def _differences(work: Finetuning, arms: dict[str, pl.DataFrame], kinds: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """Sequence minus static at the end of the window, on the same held-out stays, with paired intervals."""
-    last = arms[SEQUENCE].filter(pl.col("split") == HELD_OUT).sort("stay_id", "event_index")
-    last = last.unique("stay_id", keep="last", maintain_order=True)
-    both = last.join(arms[STATIC], on="stay_id", suffix="_static").join(
-        work.prepared.stays.select("stay_id", "subject_id"), on="stay_id"
-    )
-    if both.height != last.height:
-        raise AssertionError(f"the arms' held-out stays differ: {last.height} and {both.height} shared")
-    rows = []
-    for target, kind in kinds:
-        known = both.filter(pl.col(f"target_{target}").is_not_null())
-        y, subjects = known[f"target_{target}"].to_numpy(), known["subject_id"].to_numpy()
-        a, b = known[f"belief_{target}"].to_numpy(), known[f"belief_{target}_static"].to_numpy()
-        for name, (metric, of) in METRICS.items():
-            if of == kind and known.height:
-                low, high = paired_difference_interval(
-                    metric, y, a, b, subjects, work.recipe.finetuning.bootstrap_resamples, work.recipe.seed
-                )
-                value = float(metric(y, a)) - float(metric(y, b))
-                row = {"target": target, "metric": name, "value": value, "low": low, "high": high}
-                rows.append({k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
-    return rows
-
-
-def print_headline(metrics: dict[str, Any]) -> None:
-    """The held-out figures of both arms at the end of the window, with their intervals."""
-    for arm, rows in metrics["arms"][HELD_OUT].items():
-        for row in rows:
-            if row["landmark"] is None and row["metric"] in ("auroc", "auprc", "mae"):
-                shown = "undefined" if row["value"] is None else f"{row['value']:.3f} {_interval(row)}"
-                print(f"held-out {row['target']} {row['metric']} of {arm}: {shown}, {row['stays']} stays")
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return "[no interval]" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"

@@ -153,6 +153,11 @@ class Latents:
             targets=targets,
         )
 
+    def last_events(self, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[N] index and float64[N] hours since admission of the last event of each of these stays."""
+        bounds = self._prepared.bounds
+        return bounds[stays + 1] - bounds[stays] - 1, self._prepared.hours[bounds[stays + 1] - 1]
+
     def static(self, stays: np.ndarray, targets: Tensor) -> StaticBatch:
         """One latent per modality of these stays."""
         stay_ids = torch.from_numpy(self._prepared.stays["stay_id"].to_numpy()[stays])

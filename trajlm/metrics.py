@@ -33,6 +33,7 @@ from trajlm.scores import (
 )
 
 __all__ = [
+    "LANDMARKS",
     "METRICS",
     "Estimate",
     "Metric",
@@ -46,6 +47,7 @@ __all__ = [
     "brier_skill_score",
     "estimate",
     "evaluate",
+    "interval_of",
     "macro_auprc",
     "macro_auroc",
     "mae",
@@ -58,6 +60,8 @@ __all__ = [
 ]
 
 Kind = Literal["probability", "hours"]
+# Hours since admission at which every run is reported; None is the end of the window.
+LANDMARKS: tuple[float | None, ...] = (6.0, 12.0, 24.0, 48.0, None)
 _BLOCK = 1 << 18  # weights held at once: resamples are worked through in blocks that stay in the cache
 
 # What is reported of each kind of belief.
@@ -96,8 +100,11 @@ def bootstrap_values(
     return np.concatenate([np.empty(0), *blocks])
 
 
-def _percentiles(values: FloatArray, people: int, level: float) -> tuple[float, float]:
-    """Percentile interval of the defined values; NaN where fewer than half are, or with fewer than two people."""
+def interval_of(values: FloatArray, people: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the defined ones of ``values: float[resamples]``.
+
+    NaN where fewer than half are defined, or with fewer than two people to draw from.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, came {level}")
     defined = values[np.isfinite(values)]
@@ -122,7 +129,7 @@ def bootstrap_interval(
     where it is defined in fewer than half, and where there are fewer than two patients to draw from.
     """
     values = bootstrap_values(metric, target, belief, subjects, resamples, seed)
-    return _percentiles(values, len(np.unique(np.asarray(subjects))), level)
+    return interval_of(values, len(np.unique(np.asarray(subjects))), level)
 
 
 def paired_difference_interval(
@@ -141,7 +148,7 @@ def paired_difference_interval(
     """
     first = bootstrap_values(metric, target, belief_a, subjects, resamples, seed)
     second = bootstrap_values(metric, target, belief_b, subjects, resamples, seed)
-    return _percentiles(first - second, len(np.unique(np.asarray(subjects))), level)
+    return interval_of(first - second, len(np.unique(np.asarray(subjects))), level)
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,8 @@ def beliefs_at_landmark(beliefs: pl.DataFrame, stays: pl.DataFrame, hours: float
     """What was believed of each stay at a landmark: its last belief up to then.
 
     Args:
-        beliefs: ``stay_id, event_index, hours_since_admission`` and anything else, one row per belief.
+        beliefs: ``stay_id, event_index, hours_since_admission`` and anything else, one row per belief. A model that is
+            refitted for each landmark says in ``landmark`` which one a belief is for; no other counts there.
         stays: ``stay_id, hours_in_unit``, at least the stays of ``beliefs``.
         hours: the landmark in hours since admission; None is the end of the window, the last belief of every stay.
 
@@ -190,6 +198,8 @@ def beliefs_at_landmark(beliefs: pl.DataFrame, stays: pl.DataFrame, hours: float
         TrajlmError: a belief has no time, or is of a stay that ``stays`` does not hold once.
     """
     _check(beliefs, stays)
+    if "landmark" in beliefs.columns:
+        beliefs = beliefs.filter(pl.col("landmark").eq_missing(pl.lit(hours, pl.Float64)))
     if hours is not None:
         still = stays.filter(pl.col("hours_in_unit").is_null() | (pl.col("hours_in_unit") >= hours))
         beliefs = beliefs.filter(pl.col("hours_since_admission") <= hours).join(still, on="stay_id", how="semi")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -24,11 +24,15 @@ class Task(nn.Module, ABC):
         target: name of the target; ``target_<target>`` in ``stays.parquet``, ``belief_<target>`` in beliefs.
         kind: whether a belief is a probability or a number of hours.
         title: how a report writes it.
+        group: name of the family of targets whose macro mean is reported; None stands alone.
+        share: weight in the loss, so that a family weighs as one target.
     """
 
     target: str
     kind: Literal["probability", "hours"]
     title: str
+    group: str | None = None
+    share: float = 1.0
 
     @property
     def column(self) -> str:
@@ -57,14 +61,19 @@ class BinaryTask(Task):
 
     The weight shifts the optimal logit by its logarithm; a belief takes that shift back, so that it is a probability in
     the training population and not in a balanced one.
+
+    Args:
+        target, title: as of every task.
+        focal_gamma: above 0 the loss of a read-out is multiplied by (1 - p)^gamma, where p is what it gave to the true
+            outcome: easy stays count less (Lin et al. 2017, arXiv 1708.02002).
     """
 
     kind = "probability"
     positive_weight: Tensor
 
-    def __init__(self, target: str, title: str) -> None:
+    def __init__(self, target: str, title: str, focal_gamma: float = 0.0) -> None:
         super().__init__()
-        self.target, self.title = target, title
+        self.target, self.title, self.focal_gamma = target, title, focal_gamma
         self.register_buffer("positive_weight", torch.tensor(1.0))
 
     def fit(self, targets: Tensor) -> None:
@@ -79,17 +88,36 @@ class BinaryTask(Task):
         self.positive_weight.fill_((len(known) - positives) / positives)
 
     def loss(self, readout: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats."""
+        """Cross-entropy in nats, focal where so set."""
         usable = self.usable(targets)
         filled = torch.where(usable, targets, 0.0)
         loss = F.binary_cross_entropy_with_logits(
             readout, filled, pos_weight=self.positive_weight.to(readout.dtype), reduction="none"
         )
+        if self.focal_gamma > 0:
+            wrong = torch.sigmoid(torch.where(filled > 0, -readout, readout))
+            loss = loss * wrong**self.focal_gamma
         return torch.where(usable, loss, 0.0)
 
     def belief(self, readout: Tensor) -> Tensor:
         """Probability of the outcome."""
         return torch.sigmoid(readout - self.positive_weight.log())
+
+
+class PhenotypeTask(BinaryTask):
+    """One of the 25 phenotypes; a rare one may have no positive training stay, and then teaches nothing."""
+
+    group = "phenotyping"
+
+    def __init__(self, name: str, focal_gamma: float = 0.0) -> None:
+        super().__init__(f"phenotype_{name}", name.replace("_", " "), focal_gamma)
+        self.share = 1 / len(PHENOTYPES)
+
+    def fit(self, targets: Tensor) -> None:
+        """Negatives per positive; 1 where one outcome is never seen."""
+        known = targets[self.usable(targets)]
+        if 0 < int((known == 1).sum()) < len(known):
+            super().fit(targets)
 
 
 class HoursTask(Task):
@@ -131,21 +159,52 @@ class HoursTask(Task):
         return torch.expm1(readout * self.std + self.mean).clamp_min(0.0)
 
 
-TASKS = {
-    "mortality": lambda: BinaryTask(MORTALITY.removeprefix("target_"), "in-hospital death"),
-    "length_of_stay": lambda: HoursTask(LENGTH_OF_STAY.removeprefix("target_"), "length of stay", 12.0, 720.0),
+# ``target_phenotype_<name>`` of stays.parquet.
+PHENOTYPES = (
+    "acute_and_unspecified_renal_failure",
+    "acute_cerebrovascular_disease",
+    "acute_myocardial_infarction",
+    "cardiac_dysrhythmias",
+    "chronic_kidney_disease",
+    "chronic_obstructive_pulmonary_disease_and_bronchiectasis",
+    "complications_of_surgical_procedures_or_medical_care",
+    "conduction_disorders",
+    "congestive_heart_failure_nonhypertensive",
+    "coronary_atherosclerosis_and_other_heart_disease",
+    "diabetes_mellitus_with_complications",
+    "diabetes_mellitus_without_complication",
+    "disorders_of_lipid_metabolism",
+    "essential_hypertension",
+    "fluid_and_electrolyte_disorders",
+    "gastrointestinal_hemorrhage",
+    "hypertension_with_complications_and_secondary_hypertension",
+    "other_liver_diseases",
+    "other_lower_respiratory_disease",
+    "other_upper_respiratory_disease",
+    "pleurisy_pneumothorax_pulmonary_collapse",
+    "pneumonia",
+    "respiratory_failure_insufficiency_arrest",
+    "septicemia",
+    "shock",
+)
+
+TASKS: dict[str, Callable[[float], list[Task]]] = {
+    "mortality": lambda gamma: [BinaryTask(MORTALITY.removeprefix("target_"), "in-hospital death", gamma)],
+    "length_of_stay": lambda _: [HoursTask(LENGTH_OF_STAY.removeprefix("target_"), "length of stay", 12.0, 720.0)],
+    "phenotyping": lambda gamma: [PhenotypeTask(name, gamma) for name in PHENOTYPES],
 }
+GROUP_TITLES = {PhenotypeTask.group: "phenotypes"}
 
 
-def build_tasks(names: Sequence[str]) -> list[Task]:
-    """The tasks of these names, in order; an unknown name is an error that tells the nearest."""
+def build_tasks(names: Sequence[str], focal_gamma: float = 0.0) -> list[Task]:
+    """The tasks of these names, in order, one per target; an unknown name is an error that tells the nearest."""
     for name in names:
         if name not in TASKS:
             nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
             raise TrajlmError(
                 f"finetuning.tasks: {name!r} is not known; the nearest is {nearest!r}, all are {', '.join(TASKS)}"
             )
-    return [TASKS[name]() for name in names]
+    return [task for name in names for task in TASKS[name](focal_gamma)]
 
 
 def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -164,5 +223,5 @@ def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weight
     total = readouts.new_zeros(readouts.shape[0])
     for k, task in enumerate(tasks):
         per_readout = task.loss(readouts[..., k], targets[:, k, None].expand(-1, readouts.shape[1]))
-        total = total + (per_readout * share).sum(dim=1)
+        total = total + task.share * (per_readout * share).sum(dim=1)
     return total

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from trajlm.dataset import Prepared
 from trajlm.interpret.attention import read_with_attention, static_share
-from trajlm.latents import TrajectoryBatch
+from trajlm.latents import Latents, TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
 
 NOTHING = "nothing"
+
+
+def known_targets(model: TrajectoryModel, prepared: Prepared, positions: np.ndarray) -> torch.Tensor:
+    """float[N, K]: targets of these stays, NaN where unknown or outside what a task asks for."""
+    columns = [
+        prepared.stays[task.column].cast(pl.Float32).fill_null(float("nan")).to_numpy() for task in model.fitted_tasks
+    ]
+    known = torch.from_numpy(np.stack([column[positions] for column in columns], axis=1))
+    usable = torch.stack([t.usable(known[:, k]) for k, t in enumerate(model.fitted_tasks)], dim=1)
+    return torch.where(usable, known, float("nan"))
+
+
+def cohort_batches(
+    model: TrajectoryModel, prepared: Prepared, latents: Latents, positions: np.ndarray
+) -> Iterator[TrajectoryBatch]:
+    """The timelines of these stays, eight at a time, on the model's device."""
+    for start in range(0, len(positions), 8):
+        stays = positions[start : start + 8]
+        targets = known_targets(model, prepared, stays)
+        yield latents.trajectories(stays, targets, model.max_events).to(model.predict.device)
 
 
 @torch.no_grad()

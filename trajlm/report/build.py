@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from trajlm.arms import ARM_TITLES, beliefs_path
 from trajlm.dataset import Prepared
 from trajlm.interpret.attention import StayAttention
 from trajlm.metrics import beliefs_at_landmark, reliability_curve
@@ -20,7 +21,6 @@ from trajlm.trajectory import TrajectoryModel
 
 SMALL_SAMPLE = 30  # positives under which an interval says little more than "unknown"
 UNITS = {"probability": "", "hours": "h"}
-ARM_TITLES = {"sequence": "sequence model", "static_mlp": "static MLP (late fusion)"}
 STAGE_TITLES = ARM_TITLES | {"alignment": "pretraining (alignment)"}
 
 
@@ -130,7 +130,10 @@ def _arm_metrics(metrics: dict[str, Any]) -> pl.DataFrame:
 
 def _difference(metrics: dict[str, Any]) -> pl.DataFrame:
     schema = {name: pl.Float64() if name in ("value", "low", "high") else pl.String() for name in DIFFERENCE_COLUMNS}
-    return pl.DataFrame([{name: row[name] for name in schema} for row in metrics["difference"]], schema=schema)
+    last = [row for row in metrics["difference"] if row["landmark"] is None]
+    first = next((row["against"] for row in last), None)  # the page's one line is on the first baseline
+    shown = [row for row in last if row["against"] == first]
+    return pl.DataFrame([{name: row[name] for name in schema} for row in shown], schema=schema)
 
 
 def _ablation(ablation: pl.DataFrame) -> pl.DataFrame:
@@ -146,10 +149,10 @@ def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any]) -> pl.DataFrame:
-    """Reliability of both arms' last held-out beliefs, probabilities only."""
+    """Reliability of every arm's last held-out beliefs, probabilities only."""
     rows = []
-    for arm, path in (("sequence", run / "beliefs.parquet"), ("static_mlp", run / "static_mlp" / "beliefs.parquet")):
-        beliefs = pl.read_parquet(path).filter(pl.col("split") == HELD_OUT)
+    for arm in metrics["arms"][HELD_OUT]:
+        beliefs = pl.read_parquet(beliefs_path(run, arm)).filter(pl.col("split") == HELD_OUT)
         last = beliefs_at_landmark(beliefs, prepared.stays, None)
         for target in (t["name"] for t in metrics["targets"] if t["kind"] == "probability"):
             known = last.filter(pl.col(f"target_{target}").is_not_null())

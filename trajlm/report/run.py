@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -18,10 +17,17 @@ from trajlm.assemble import ENCODER_WEIGHTS, load_trajectory_model
 from trajlm.checkpoint import data_fingerprint, fingerprint, read_run
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.errors import TrajlmError
-from trajlm.interpret.ablation import NOTHING, ablated_cohort, anchoring, cohort_ablation, most_divergent_stays
+from trajlm.interpret.ablation import (
+    NOTHING,
+    ablated_cohort,
+    anchoring,
+    cohort_ablation,
+    cohort_batches,
+    most_divergent_stays,
+)
 from trajlm.interpret.attention import StayAttention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
-from trajlm.latents import Latents, TrajectoryBatch
+from trajlm.latents import Latents
 from trajlm.metrics import evaluate
 from trajlm.report.build import StayFindings, build_report
 from trajlm.report.page import write_report
@@ -120,27 +126,13 @@ def _ablations(
         kept = folder / f"{start:09d}.parquet"
         if not kept.exists():
             frame = cohort_ablation(
-                model, _batches(model, prepared, latents, positions[start : start + 32]), modalities
+                model, cohort_batches(model, prepared, latents, positions[start : start + 32]), modalities
             )
             partial = kept.with_suffix(".partial")
             frame.write_parquet(partial)
             partial.replace(kept)
         frames.append(pl.read_parquet(kept))
     return pl.concat(frames, how="diagonal")
-
-
-def _batches(
-    model: TrajectoryModel, prepared: Prepared, latents: Latents, positions: np.ndarray
-) -> Iterator[TrajectoryBatch]:
-    columns = [
-        prepared.stays[task.column].cast(pl.Float32).fill_null(float("nan")).to_numpy() for task in model.fitted_tasks
-    ]
-    for start in range(0, len(positions), 8):
-        stays = positions[start : start + 8]
-        known = torch.from_numpy(np.stack([column[stays] for column in columns], axis=1))
-        usable = torch.stack([t.usable(known[:, k]) for k, t in enumerate(model.fitted_tasks)], dim=1)
-        targets = torch.where(usable, known, float("nan"))
-        yield latents.trajectories(stays, targets, model.max_events).to(model.predict.device)
 
 
 def ablation_metrics(

@@ -16,7 +16,8 @@ MOVERS = 5  # events listed as having moved a belief most
 METRIC_TITLES = {
     "auroc": "AUROC", "auprc": "AUPRC", "ace": "ACE", "adaptivecalibrationerror": "Adaptive calibration error",
     "brier": "Brier score", "brierskill": "Brier skill score", "brierskillscore": "Brier skill score", "mae": "MAE",
-    "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman rho",
+    "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman rho", "macroauroc": "macro AUROC",
+    "macroauprc": "macro AUPRC",
 }  # fmt: skip
 MAIN_METRICS = {"probability": ("auroc", "auprc"), "hours": ("mae", "spearman")}  # the others are folded
 METRIC_NOTES = {

@@ -1,0 +1,160 @@
+"""A small grid run by the real command, run again, and refused where it no longer fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from conftest import ROOT, TRAJLM, command, last_line
+
+from trajlm.errors import TrajlmError
+from trajlm.experiment import Grid, plan, read_grid
+from trajlm.summary import spread
+
+SETTINGS = {
+    "pretraining.epochs": 1, "finetuning.epochs": 1, "finetuning.baseline_epochs": 2, "finetuning.baseline_trials": 1,
+    "finetuning.bootstrap_resamples": 20,
+}  # fmt: skip
+GRID = {
+    "recipe": str(ROOT / "recipes/tiny.yaml"), "encoders": ["scratch", "contrastive"], "backbones": ["tiny"],
+    "seeds": [0, 1], "baselines": ["mlp", "logistic"], "settings": SETTINGS,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, prepared_folder) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID | {"data": str(prepared_folder), "seeds": [0]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(grid) -> tuple[Path, str]:
+    out = grid.parent / "out"
+    return out, command(*TRAJLM, "experiment", grid, "--out", out).stdout
+
+
+def test_every_arm_runs_and_is_compared(ran, prepared):
+    out, printed = ran
+    split = out / "split-given"
+    assert {path.name for path in split.iterdir()} == {
+        "encoders-seed-0", "scratch-tiny-seed-0", "contrastive-tiny-seed-0", "tables", "stays.csv",
+    }  # fmt: skip
+    assert (split / "tables" / "comparison.md").read_text() in printed
+    published = pl.read_csv(split / "stays.csv")
+    assert published.rows() == prepared.stays.select("stay_id", "split").sort("stay_id").rows()
+    assert (out / "summary.md").read_text() in printed
+
+
+def test_the_summary_is_that_of_the_runs(ran):
+    out, _ = ran
+    summary = pl.read_csv(out / "summary.csv", schema_overrides={"landmark": pl.Float64})
+    values = summary.filter(pl.col("what") == "value")
+    assert set(values["arm"]) == {
+        "sequence model, scratch-tiny", "sequence model, contrastive-tiny", "static MLP (late fusion), scratch",
+        "static MLP (late fusion), contrastive", "logistic regression (summary features)",
+    }  # fmt: skip
+    for name in ("scratch", "contrastive"):
+        run = out / "split-given" / f"{name}-tiny-seed-0"
+        rows = json.loads((run / "metrics.json").read_text())["arms"]["held_out"]["sequence"]
+        own = values.filter(pl.col("arm") == f"sequence model, {name}-tiny")
+        told = {(r["target"], r["landmark"], r["metric"]): r["mean"] for r in own.iter_rows(named=True)}
+        assert told == {
+            (r["target"], r["landmark"], r["metric"]): pytest.approx(r["value"]) for r in rows if r["value"] is not None
+        }
+    moved = summary.filter(pl.col("what") == "difference")
+    paired = pl.read_csv(out / "split-given" / "tables" / "paired.csv")
+    assert moved["mean"].sum() == pytest.approx(paired["value"].sum())
+
+
+def test_what_is_done_is_skipped(ran, grid):
+    out, _ = ran
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+    again = command(*TRAJLM, "experiment", grid, "--out", out)
+    assert again.stdout.count("is done already") == 3
+    assert "finetune.py:" not in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")} == before
+
+
+def test_another_grid_does_not_pass_for_done(ran, grid):
+    out, _ = ran
+    other = grid.with_name("other.yaml")
+    other.write_text(grid.read_text().replace("finetuning.epochs: 1", "finetuning.epochs: 2"))
+    refused = command(*TRAJLM, "experiment", other, "--out", out, check=False)
+    assert refused.returncode == 2
+    assert "was made by another grid or recipe" in last_line(refused)
+
+
+def test_a_stage_that_fails_is_named_and_the_rest_waits(grid):
+    wrong = grid.with_name("wrong.yaml")
+    wrong.write_text(yaml.safe_dump(yaml.safe_load(grid.read_text()) | {"backbones": ["no-such-backbone"]}))
+    out = grid.parent / "wrong"
+    failed = command(*TRAJLM, "experiment", wrong, "--out", out, check=False, HF_HUB_OFFLINE="1")
+    assert failed.returncode == 2
+    assert last_line(failed).endswith(
+        "scratch-no-such-backbone-seed-0: ended with status 2; the same command resumes there"
+    )
+    assert list(json.loads((out / "stages.json").read_text())) == ["split-given/encoders-seed-0"]
+
+
+def test_the_plan_holds_every_combination_once(tmp_path):
+    grid = Grid(**GRID, raw="release", splits=[0, 7], variants={"plain": {}, "focal": {"finetuning.focal_gamma": 2.0}})
+    stages, runs = plan(grid, tmp_path)
+    assert len(runs) == 2 * 2 * 2 * 1 * 2
+    assert len(stages) == len({stage.out for stage in stages}) == 2 + 2 * 2 + len(runs)
+    assert len({stage.identity for stage in stages}) == len(stages)
+    seen: set[str] = set()
+    for stage in stages:
+        for word in stage.command:
+            if word.startswith(str(tmp_path)) and word != str(tmp_path / stage.out):
+                assert word in seen, f"{stage.out} reads {word} before it is made"
+        seen.add(str(tmp_path / stage.out))
+    focal = [stage for stage in stages if "--finetuning.focal_gamma" in stage.command]
+    assert len(focal) == len(runs) / 2
+    assert all("-focal-seed-" in stage.out for stage in focal)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sedes": [1]}, "'sedes' is not a key of a grid; the nearest is 'seeds'"),
+        (
+            {"settings": {"finetuning.epoch": 3}},
+            "'finetuning.epoch' is not a setting of a recipe; the nearest is 'fine",
+        ),
+        ({"variants": {"a": {"finetunin.epochs": 3}}}, "the nearest is 'finetuning.epochs'"),
+        ({"encoders": ["frozen"]}, "encoders"),
+        ({"seeds": []}, "seeds must name at least one"),
+        ({"seeds": [1, 1]}, "none twice"),
+        ({"raw": "release"}, "either raw, a release, or data"),
+    ],
+)
+def test_grids_that_make_no_sense_are_refused(tmp_path, change, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID | {"data": "prepared"} | change))
+    with pytest.raises(TrajlmError, match=message):
+        read_grid(path)
+
+
+def test_the_grid_of_the_repository_is_valid():
+    path = ROOT / "recipes/grid/physionet2012.yaml"
+    grid = read_grid(path, raw="elsewhere")
+    assert (grid.raw, len(grid.splits), len(grid.seeds)) == ("elsewhere", 5, 5)
+    assert Path(grid.recipe) == ROOT / "recipes/physionet2012.yaml"
+    assert read_grid(path, data="prepared").raw is None
+    with pytest.raises(TrajlmError, match="no grid at"):
+        read_grid(path.with_name("nowhere.yaml"))
+
+
+def test_spread_is_over_defined_runs():
+    rng = np.random.default_rng(0)
+    values = [*rng.random(4).tolist(), None]
+    frame = pl.DataFrame({"arm": "a", "target": "t", "landmark": None, "metric": "m", "value": values},
+                         schema_overrides={"landmark": pl.Float64})  # fmt: skip
+    row = spread(frame).row(0, named=True)
+    assert (row["mean"], row["deviation"]) == pytest.approx((np.mean(values[:4]), np.std(values[:4], ddof=1)))
+    assert (row["runs"], row["least"], row["greatest"]) == (4, min(values[:4]), max(values[:4]))

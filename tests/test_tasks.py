@@ -1,0 +1,130 @@
+"""Phenotypes as a family of targets, the focal loss, macro means, and late fusions."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.nn import functional as F
+
+from trajlm.arms import macro_rows, report_metrics
+from trajlm.errors import TrajlmError
+from trajlm.fusions import FUSIONS
+from trajlm.tasks import PHENOTYPES, BinaryTask, build_tasks, stay_losses
+
+
+def test_phenotyping_is_25_targets_that_weigh_as_one():
+    tasks = build_tasks(["mortality", "phenotyping"])
+    assert [t.column for t in tasks[1:]] == [f"target_phenotype_{name}" for name in PHENOTYPES]
+    assert len(PHENOTYPES) == len(set(PHENOTYPES)) == 25
+    torch.manual_seed(0)
+    readouts, targets = torch.randn(6, 4, 26), torch.randint(0, 2, (6, 26)).float()
+    targets[0, 3] = float("nan")
+    weights = torch.ones(6, 4)
+    expected = F.binary_cross_entropy_with_logits(readouts[..., 0], targets[:, :1].expand(-1, 4), reduction="none")
+    total = expected.mean(dim=1)
+    for k in range(1, 26):
+        own = F.binary_cross_entropy_with_logits(
+            readouts[..., k], targets[:, k, None].nan_to_num().expand(-1, 4), reduction="none"
+        )
+        total += torch.where(targets[:, k].isnan(), 0, own.mean(dim=1)) / 25
+    torch.testing.assert_close(stay_losses(tasks, readouts, targets, weights), total)
+
+
+def test_a_phenotype_no_training_stay_has_teaches_nothing_and_stops_nothing():
+    task = build_tasks(["phenotyping"])[0]
+    task.fit(torch.tensor([0.0, 0.0, float("nan")]))
+    assert float(task.positive_weight) == 1.0
+    task.fit(torch.tensor([0.0, 0.0, 0.0, 1.0, float("nan")]))
+    assert float(task.positive_weight) == 3.0
+    with pytest.raises(TrajlmError, match="0 positives among 2"):
+        build_tasks(["mortality"])[0].fit(torch.tensor([0.0, 0.0]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_is_its_definition_and_cross_entropy_at_zero(gamma):
+    readout = torch.linspace(-6, 6, 25)
+    for outcome in (0.0, 1.0):
+        targets = torch.full_like(readout, outcome)
+        given = torch.sigmoid(readout if outcome else -readout)
+        plain, focal = BinaryTask("x", "x"), BinaryTask("x", "x", gamma)
+        for task in (plain, focal):
+            task.fit(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        expected = -(3.0 if outcome else 1.0) * (1 - given) ** gamma * given.log()
+        torch.testing.assert_close(focal.loss(readout, targets), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(plain.loss(readout, targets), expected / (1 - given) ** gamma, atol=1e-5, rtol=1e-4)
+
+
+def believed(seed: int = 0, n: int = 90) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Beliefs on three phenotypes: the second has no positive, the third is unknown in some stays."""
+    rng = np.random.default_rng(seed)
+    target = (rng.random((n, 3)) < [0.4, 0, 0.2]).astype(float)
+    belief = 1 / (1 + np.exp(1 - target - rng.normal(size=(n, 3))))
+    columns = {"stay_id": range(n), "split": ["held_out"] * n, "event_index": [0] * n}
+    columns |= {"hours_since_admission": [5.0] * n}
+    for k, name in enumerate("abc"):
+        unknown = rng.random(n) < (0.3 if name == "c" else 0)
+        columns[f"target_{name}"] = [None if u else v for u, v in zip(unknown, target[:, k], strict=True)]
+        columns[f"belief_{name}"] = belief[:, k]
+    stays = pl.DataFrame({"stay_id": range(n), "subject_id": [f"p{i // 2}" for i in range(n)]})
+    return pl.DataFrame(columns), stays.with_columns(hours_in_unit=pl.lit(50.0))
+
+
+def test_macro_means_leave_out_a_class_without_positives():
+    beliefs, stays = believed()
+    rows = macro_rows(beliefs, stays, "family", ["a", "b", "c"], [6.0, None], 40, 0).to_dicts()
+    for row in rows:
+        score = {"macro_auroc": roc_auc_score, "macro_auprc": average_precision_score}[row["metric"]]
+        known = {name: beliefs.drop_nulls(f"target_{name}") for name in "ac"}
+        expected = np.mean([score(f[f"target_{n}"], f[f"belief_{n}"]) for n, f in known.items()])
+        assert row["value"] == pytest.approx(expected, abs=1e-9)
+        assert row["low"] < row["value"] < row["high"]
+        assert (row["target"], row["stays"]) == ("family", 90)
+    assert [row["landmark"] for row in rows] == [6.0, 6.0, None, None]
+    none = macro_rows(beliefs, stays, "family", ["b"], [None], 10, 0)
+    assert none["value"].to_list() == [None, None]
+    assert macro_rows(beliefs.clear(), stays, "family", ["a", "b"], [None], 10, 0)["stays"].to_list() == [0, 0]
+
+
+def test_metrics_of_phenotypes_hold_each_and_their_mean():
+    n, rng = 40, np.random.default_rng(1)
+    tasks = build_tasks(["phenotyping"])
+    columns = {"stay_id": range(n), "split": ["tuning", "held_out"] * (n // 2), "event_index": [0] * n}
+    columns |= {"hours_since_admission": [1.0] * n}
+    for task in tasks:
+        columns |= {f"target_{task.target}": rng.integers(0, 2, n), f"belief_{task.target}": rng.random(n)}
+    stays = pl.DataFrame({"stay_id": range(n), "subject_id": [str(i) for i in range(n)], "hours_in_unit": [99.0] * n})
+    metrics = report_metrics({}, "", stays, tasks, {"sequence": pl.DataFrame(columns)}, 5, 0)
+    rows = metrics["arms"]["held_out"]["sequence"]
+    each = [r["value"] for r in rows if r["metric"] == "auroc" and r["landmark"] is None]
+    mean = [r["value"] for r in rows if r["metric"] == "macro_auroc" and r["landmark"] is None]
+    assert len(each) == 25
+    assert mean == [pytest.approx(np.mean(each), abs=1e-9)]
+    assert [group["targets"] for group in metrics["groups"]] == [[task.target for task in tasks]]
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_fusion_reads_tokens_and_learns(name):
+    torch.manual_seed(0)
+    fusion = FUSIONS[name](3, 4)
+    latents, present = torch.randn(5, 3, 4), torch.rand(5, 3) < 0.5
+    fusion.eval()
+    out = fusion(latents, present)
+    assert out.shape == (5, fusion.width)
+    changed = latents.clone()
+    changed[:, 1] += 1
+    assert not torch.allclose(fusion(changed, present), out), "a modality's latent or token is read"
+    torch.testing.assert_close(fusion(latents[[2, 0]], present[[2, 0]]), out[[2, 0]])
+    fusion.train()(latents, present).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
+    with pytest.raises(ValueError, match="expected"):
+        fusion(latents, present[:, :2])
+
+
+def test_the_lstm_tells_modalities_by_their_place():
+    torch.manual_seed(0)
+    fusion = FUSIONS["lstm"](3, 4).eval()
+    latents, present = torch.randn(5, 3, 4), torch.ones(5, 3, dtype=torch.bool)
+    assert not torch.allclose(fusion(latents.flip(1), present), fusion(latents, present))

@@ -1,0 +1,215 @@
+"""A grid of runs: every combination of splits, initialisations, backbones, variants and seeds, one process per stage.
+
+Static arms ride along in every run (``baselines``), on the stays of its sequence model. A stage that is done is
+skipped, an interrupted one goes on; the comparison of each split and the summary over all of them come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import yaml
+
+from trajlm.checkpoint import write_text
+from trajlm.compare import compare
+from trajlm.config import Parser, valid_keys
+from trajlm.errors import TrajlmError
+from trajlm.summary import GridRun, summarise
+
+DONE = "stages.json"
+
+
+@dataclass
+class Grid:
+    """What to run.
+
+    Args:
+        recipe: YAML file that every run starts from; relative to the grid's file.
+        raw: folder of the release, prepared anew for every split; relative to where the command runs.
+        data: folder that is prepared already, instead of raw; its own split is the only one.
+        splits: seeds of the random patient splits, or CSV files with the columns stay_id and split.
+        seeds: of initialisation, order and dropout.
+        encoders: scratch, contrastive (pretrained on the split's training stays), or both.
+        backbones: names as of backbone.name.
+        baselines: as of finetuning.baselines.
+        settings: keys of a recipe, dotted, and the values every run takes.
+        variants: name to settings of further arms; empty runs one arm without a name.
+    """
+
+    recipe: str
+    raw: str | None = None
+    data: str | None = None
+    splits: list[int | str] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    encoders: list[Literal["scratch", "contrastive"]] = field(default_factory=lambda: ["scratch", "contrastive"])
+    backbones: list[str] = field(default_factory=lambda: ["small"])
+    baselines: list[str] = field(default_factory=lambda: ["mlp", "lstm", "logistic", "lightgbm"])
+    settings: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.raw is None) == (self.data is None):
+            raise TrajlmError("grid: expected either raw, a release, or data, a prepared folder")
+        for name in ("splits", "seeds", "encoders", "backbones"):
+            values = getattr(self, name)
+            if not values or len({str(value) for value in values}) != len(values):
+                raise TrajlmError(f"grid: {name} must name at least one, and none twice; came {values}")
+        for settings in (self.settings, *self.variants.values()):
+            _check_keys(settings, valid_keys(), "a setting of a recipe")
+
+
+def _check_keys(given: dict[str, Any], valid: list[str], what: str) -> None:
+    for key in given:
+        if key not in valid:
+            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.0)[0]
+            raise TrajlmError(f"grid: {key!r} is not {what}; the nearest is {nearest!r}")
+
+
+def read_grid(path: Path, **replaced: str | None) -> Grid:
+    """The grid of a YAML file; ``replaced`` are keys that the command line gives.
+
+    Raises:
+        TrajlmError: no such file, not a mapping, an unknown key (the nearest is named) or a value of another type.
+    """
+    if not path.is_file():
+        raise TrajlmError(f"no grid at {path}")
+    given = yaml.safe_load(path.read_text())
+    if not isinstance(given, dict):
+        raise TrajlmError(f"{path}: expected keys and values, came {type(given).__name__}")
+    _check_keys(given, [f.name for f in dataclasses.fields(Grid)], "a key of a grid")
+    for key, value in replaced.items():
+        if value is not None:
+            given |= {"raw": None, "data": None, key: value}
+    parser = Parser(exit_on_error=False)
+    parser.add_class_arguments(Grid, None)
+    values = parser.parse_object(given).as_dict()
+    values["recipe"] = str((path.parent / values["recipe"]).resolve())
+    return Grid(**values)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process: ``out`` names the folder it fills, ``command`` what runs, ``reads`` a file it depends on."""
+
+    out: str
+    command: tuple[str, ...]
+    reads: str
+
+    @property
+    def identity(self) -> str:
+        """Digest of the command and of the recipe it reads."""
+        parts = [*self.command, Path(self.reads).read_text()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
+    """Stages in the order they run, and the runs they end in."""
+    stages: list[Stage] = []
+    runs: list[GridRun] = []
+    for split in grid.splits if grid.data is None else ["given"]:
+        home = f"split-{Path(split).stem if isinstance(split, str) else split}"
+        data = grid.data or str(out / home / "prepared")
+        if grid.data is None:
+            stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data)))
+        for seed in grid.seeds:
+            encoders = str(out / home / f"encoders-seed-{seed}")
+            if "contrastive" in grid.encoders:
+                command = _script("pretrain.py", grid, out=encoders, data=data, seed=seed)
+                stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command))
+            for start in grid.encoders:
+                for backbone in grid.backbones:
+                    for variant, settings in (grid.variants or {"": {}}).items():
+                        arm = "-".join(filter(None, [start, backbone.replace("/", "_"), variant]))
+                        name = f"{home}/{arm}-seed-{seed}"
+                        of = encoders if start == "contrastive" else "scratch"
+                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": grid.baselines}
+                        command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed,
+                                          **flags, **settings)  # fmt: skip
+                        stages.append(_stage(grid, name, command))
+                        runs.append(GridRun(home, seed, arm, out / name))
+    return stages, runs
+
+
+def _stage(grid: Grid, out: str, command: list[str]) -> Stage:
+    return Stage(out, tuple(command), grid.recipe)
+
+
+def _prepare(grid: Grid, split: int | str, data: str) -> list[str]:
+    which = ["--seed", str(split)] if isinstance(split, int) else ["--splits", split]
+    command = [sys.executable, "-m", "trajlm.cli", "prepare", "--config", grid.recipe, "--raw", str(grid.raw)]
+    return [*command, "--out", data, *which]
+
+
+def _script(name: str, grid: Grid, **flags: Any) -> list[str]:
+    """A stage script with the grid's settings; what is given here comes last and so prevails."""
+    path = Path(__file__).parents[1] / name
+    if not path.is_file():
+        raise TrajlmError(f"{path} is missing: `trajlm experiment` runs the stage scripts of a checkout")
+    words = [sys.executable, str(path), "--config", grid.recipe]
+    for key, value in (grid.settings | flags).items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def experiment(path: Path, out: Path, raw: str | None = None, data: str | None = None) -> None:
+    """Run a grid into ``out``, or what is left of it, and write its tables.
+
+    ``out`` then holds ``split-S/`` with the prepared folder, its stays (``stays.csv``: stay_id, split), encoders, runs
+    and ``tables/`` (:func:`trajlm.compare.compare`), and ``summary.md``, ``.tex`` and ``.csv`` over splits and seeds.
+
+    Raises:
+        TrajlmError: the grid is not valid, ``out`` holds another grid's stages, or a stage fails.
+    """
+    grid = read_grid(path, raw=raw, data=data)
+    stages, runs = plan(grid, out)
+    out.mkdir(parents=True, exist_ok=True)
+    done = _done(out)
+    for place, stage in enumerate(stages, start=1):
+        before = done.get(stage.out)
+        if before is not None and before != stage.identity:
+            raise TrajlmError(
+                f"{out / stage.out} was made by another grid or recipe; choose another --out, or delete that folder"
+            )
+        if before is None:
+            print(f"[{place}/{len(stages)}] {stage.out}", flush=True)
+            _run(stage, out)
+            done[stage.out] = stage.identity
+            write_text(out / DONE, json.dumps(done, indent=1))
+        else:
+            print(f"[{place}/{len(stages)}] {stage.out} is done already", flush=True)
+    for split in dict.fromkeys(run.split for run in runs):
+        _publish_stays(grid, out / split)
+        compare([run.path for run in runs if run.split == split], out / split / "tables")
+    summarise(runs, out)
+
+
+def _done(out: Path) -> dict[str, str]:
+    """Identity by folder of the stages that ended well; a folder deleted since is not done."""
+    told = json.loads((out / DONE).read_text()) if (out / DONE).exists() else {}
+    return {name: identity for name, identity in told.items() if (out / name).exists()}
+
+
+def _run(stage: Stage, out: Path) -> None:
+    (out / stage.out).parent.mkdir(parents=True, exist_ok=True)
+    here = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    code = subprocess.run(stage.command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+    if code:
+        raise TrajlmError(f"{stage.out}: ended with status {code}; the same command resumes there")
+
+
+def _publish_stays(grid: Grid, split: Path) -> None:
+    folder = Path(grid.data) if grid.data is not None else split / "prepared"
+    stays = pl.read_parquet(folder / "stays.parquet").select("stay_id", "split").sort("stay_id")
+    split.mkdir(parents=True, exist_ok=True)
+    write_text(split / "stays.csv", stays.write_csv())

@@ -1,0 +1,160 @@
+"""Modalities removed at test time, each one and each pair: how much worse the beliefs of a whole cohort become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trajlm.alignment import inject_missing_tokens
+from trajlm.arms import BASELINE_ARMS, SEQUENCE, paired_metrics
+from trajlm.assemble import load_trajectory_model
+from trajlm.checkpoint import data_fingerprint, read_run
+from trajlm.dataset import load_prepared
+from trajlm.errors import TrajlmError
+from trajlm.fusions import FUSIONS
+from trajlm.interpret.ablation import NOTHING, cohort_batches, known_targets
+from trajlm.latents import Latents, StaticBatch, TrajectoryBatch
+from trajlm.metrics import METRICS, Kind, bootstrap_interval
+from trajlm.schema import HELD_OUT
+from trajlm.static import StaticBaseline
+from trajlm.trajectory import TrajectoryModel
+
+REMOVAL_COLUMNS: dict[str, pl.DataType] = {
+    "arm": pl.String(), "removed": pl.String(), "target": pl.String(), "metric": pl.String(), "value": pl.Float64(),
+    "low": pl.Float64(), "high": pl.Float64(), "difference": pl.Float64(), "difference_low": pl.Float64(),
+    "difference_high": pl.Float64(), "stays": pl.Int64(), "changed": pl.Int64(),
+}  # fmt: skip
+
+
+def removals(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Nothing, each modality, each pair."""
+    return [(), *((name,) for name in modalities), *combinations(modalities, 2)]
+
+
+def removal_name(removed: Sequence[str]) -> str:
+    """As ``removed`` of a table says it."""
+    return " + ".join(removed) or NOTHING
+
+
+@torch.no_grad()
+def sequence_without(
+    model: TrajectoryModel, batches: Iterable[TrajectoryBatch], sets: Sequence[tuple[str, ...]]
+) -> pl.DataFrame:
+    """The last belief of every stay with the events of each set of modalities removed.
+
+    Returns:
+        one row per stay and set under which an event is left: stay_id, removed, changed (whether the stay lost an
+        event), ``belief_<target>`` and ``target_<target>`` (null where unknown).
+    """
+    model.eval()
+    frames = []
+    for batch in batches:
+        for removed in sets:
+            lost = torch.isin(batch.modality, torch.tensor([model.encoders.modalities.index(m) for m in removed],
+                                                           device=batch.modality.device)) & batch.present  # fmt: skip
+            left = (batch.present & ~lost).any(dim=1)
+            if left.any():
+                kept = batch.select(left).keep(~lost[left])
+                rows, last = torch.arange(int(left.sum())), kept.present.sum(dim=1).cpu() - 1
+                readouts = model(kept).readouts.cpu()[rows, last]
+                frames.append(_frame(model, kept.stay_ids, removed, lost[left].any(dim=1), readouts, kept.targets))
+    return pl.concat(frames)
+
+
+@torch.no_grad()
+def fusion_without(
+    model: TrajectoryModel, fusion: StaticBaseline, batch: StaticBatch, sets: Sequence[tuple[str, ...]]
+) -> pl.DataFrame:
+    """The same of a static fusion: the removed modalities' latents give way to their missing tokens."""
+    fusion.eval()
+    frames = []
+    tokens = model.encoders.missing_tokens.cpu()
+    for removed in sets:
+        lost = torch.tensor([name in removed for name in model.encoders.modalities]) & batch.present
+        left = (batch.present & ~lost).any(dim=1)
+        latents = inject_missing_tokens(batch.latents[left], (batch.present & ~lost)[left], tokens)
+        kept = StaticBatch(batch.stay_ids[left], latents, (batch.present & ~lost)[left], batch.targets[left])
+        changed = lost[left].any(dim=1)
+        frames.append(_frame(model, kept.stay_ids, removed, changed, fusion.readouts(kept), kept.targets))
+    return pl.concat(frames)
+
+
+def _frame(
+    model: TrajectoryModel, stay_ids: Tensor, removed: Sequence[str], changed: Tensor, readouts: Tensor, targets: Tensor
+) -> pl.DataFrame:
+    columns = {"stay_id": stay_ids.cpu().numpy(), "removed": [removal_name(removed)] * len(stay_ids)}
+    frame = pl.DataFrame(columns).with_columns(pl.Series("changed", changed.cpu().numpy()))
+    for k, task in enumerate(model.fitted_tasks):
+        known = pl.Series(f"target_{task.target}", targets[:, k].cpu().double().numpy()).fill_nan(None)
+        belief = task.cpu().belief(readouts[:, k]).double().numpy()
+        frame = frame.with_columns(pl.Series(f"belief_{task.target}", belief), known)
+    return frame
+
+
+def removal_rows(
+    beliefs: pl.DataFrame, stays: pl.DataFrame, targets: Sequence[tuple[str, Kind]], arm: str, resamples: int, seed: int
+) -> pl.DataFrame:
+    """Figures with each set removed, and their paired difference to nothing removed, on the same stays.
+
+    Args:
+        beliefs: of one of the functions above.
+        stays: ``stay_id, subject_id``.
+        targets: (name, kind).
+        arm: whose beliefs these are.
+        resamples, seed: of the patient-level bootstrap.
+
+    Returns:
+        REMOVAL_COLUMNS, null where undefined; ``changed`` counts the stays that lost something.
+    """
+    rows: list[tuple[object, ...]] = []
+    whole = beliefs.filter(pl.col("removed") == NOTHING)
+    for removed in beliefs["removed"].unique(maintain_order=True):
+        own = beliefs.filter(pl.col("removed") == removed).join(whole, on="stay_id", suffix="_whole")
+        own = own.join(stays.select("stay_id", "subject_id"), on="stay_id").sort("stay_id")
+        for target, kind in targets:
+            known = own.filter(pl.col(f"target_{target}").is_not_null())
+            names = (f"target_{target}", f"belief_{target}", f"belief_{target}_whole")
+            y, b, before = (known[name].cast(pl.Float64).to_numpy() for name in names)
+            people = known["subject_id"].to_numpy()
+            for row in paired_metrics(kind, y, b, before, people, resamples, seed) if known.height else ():
+                metric = METRICS[row["metric"]][0]
+                value, ends = float(metric(y, b)), bootstrap_interval(metric, y, b, people, resamples, seed)
+                rows.append((arm, removed, target, row["metric"], value, *ends, row["value"], row["low"], row["high"],
+                             known.height, int(known["changed"].sum())))  # fmt: skip
+    return pl.DataFrame(rows, schema=REMOVAL_COLUMNS, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def run_removals(run: Path, targets: Sequence[tuple[str, Kind]], resamples: int) -> pl.DataFrame:
+    """REMOVAL_COLUMNS of a run's sequence model and static fusions, on its held-out stays.
+
+    Raises:
+        TrajlmError: the prepared folder or the latents that the run was made from are no longer there.
+    """
+    about = read_run(run)
+    prepared = load_prepared(about["recipe"]["data"])
+    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
+        raise TrajlmError(f"{prepared.folder} is no longer what {run} was made from")
+    if not (run / "latents" / "key.json").exists():
+        raise TrajlmError(f"{run} has no latents/ any more: modalities cannot be removed from it")
+    model = load_trajectory_model(run)
+    latents = Latents(run / "latents", prepared, model.encoders.modalities)
+    beliefs = pl.read_parquet(run / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)
+    positions = np.array([prepared.position(stay) for stay in beliefs["stay_id"].unique().sort()])
+    sets = removals(model.encoders.modalities)
+    found = {SEQUENCE: sequence_without(model, cohort_batches(model, prepared, latents, positions), sets)}
+    for name, kind in FUSIONS.items():
+        weights = run / BASELINE_ARMS[name] / "model.safetensors"
+        if weights.exists():
+            fusion = StaticBaseline(kind(len(latents.modalities), model.encoders.latent_width), model.fitted_tasks)
+            fusion.load_state_dict(load_file(weights))
+            batch = latents.static(positions, known_targets(model, prepared, positions))
+            found[BASELINE_ARMS[name]] = fusion_without(model, fusion, batch, sets)
+    frames = [removal_rows(frame, prepared.stays, targets, arm, resamples, 0) for arm, frame in found.items()]
+    return pl.concat(frames)
