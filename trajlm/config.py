@@ -73,6 +73,9 @@ class EncoderConfig:
             other numeric: lstm, text: hashed-text, image: cnn).
         state: give numeric events the carried-forward last value, whether ever observed and hours since, of every
             feature of their modality.
+        values: linear gives numeric encoders standardised values as they are (the paper); piecewise adds, for every
+            value and age of a value, the shares of fixed intervals that lie below it, so that a
+            threshold is one weight.
     """
 
     latent_width: int = 64
@@ -80,6 +83,7 @@ class EncoderConfig:
     dropout: float = 0.1
     by_modality: dict[str, str] = field(default_factory=dict)
     state: bool = True
+    values: Literal["linear", "piecewise"] = "piecewise"
 
     def __post_init__(self) -> None:
         _require(self.latent_width >= 2, "encoder.latent_width must be at least 2")
