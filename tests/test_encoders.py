@@ -18,6 +18,7 @@ from trajlm.dataset import StayBatch
 from trajlm.encoders import ENCODERS, build_encoder
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.encoders.image import augment
+from trajlm.encoders.numeric import VALUE_KNOTS, NumericInputs, PiecewiseShares
 from trajlm.encoders.text import BUCKETS, hashed_words
 from trajlm.errors import TrajlmError
 from trajlm.schema import FittedFeature, Modality
@@ -115,6 +116,33 @@ def test_state_is_read_only_where_asked_for(name):
         model = encoder("numeric", name, replace(CONFIG, state=wanted))
         with torch.no_grad():
             assert torch.equal(model(view), model(other)) != wanted
+
+
+@given(st.floats(-20, 20), st.floats(-20, 20))
+def test_shares_keep_the_order_of_numbers(one, other):
+    shares = PiecewiseShares(VALUE_KNOTS)
+    low, high = shares(torch.tensor([[min(one, other)], [max(one, other)]]))
+    assert (low <= high).all()
+    assert ((low >= 0) & (high <= 1)).all()
+    # Inside the outermost knots the code tells the number: whole intervals passed, and the share of the one it is in.
+    inner = torch.tensor([[np.clip(one, VALUE_KNOTS[0], VALUE_KNOTS[-1])]], dtype=torch.float32)
+    assert VALUE_KNOTS[0] + float((shares(inner) * shares.width).sum()) == pytest.approx(float(inner), abs=1e-4)
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_the_code_of_a_value_never_observed_is_zero(state):
+    inputs = NumericInputs(FEATURES, state, piecewise=True)
+    never = CarriedState.unobserved(1, FEATURES).features(np.array([5.0]))
+    nothing = torch.zeros(1, FEATURES)
+    assert not inputs(nothing, nothing.bool(), torch.from_numpy(never)).any()
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_a_slip_of_a_sensor_counts_no_more_than_an_extreme_value(name):
+    model, hours, seen = encoder("numeric", name), [np.zeros(1)], [np.ones((1, FEATURES), dtype=bool)]
+    views = [numeric_view([np.full((1, FEATURES), v, dtype=np.float32)], seen, hours) for v in (6.0, 28.0)]
+    with torch.no_grad():
+        assert torch.equal(model(views[0]), model(views[1]))
 
 
 def test_the_series_encoder_reads_the_order_of_its_steps():

@@ -36,7 +36,7 @@ def eager_maps(model: TrajectoryModel, batch: TrajectoryBatch) -> list[torch.Ten
     trunk.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            events = model.embed(batch.latents, batch.modality, batch.hours.float(), batch.present)
+            events = model.embed(batch)
             sequence, _ = interleave(events, model.predict)
             mask = batch.present.repeat_interleave(2, dim=1).long()
             output = model.backbone(inputs_embeds=sequence, attention_mask=mask, output_attentions=True)

@@ -34,6 +34,7 @@ from trajlm.training import (
     LoopSettings,
     Stage,
     Trainer,
+    WeightAverages,
     epoch_batches,
     history,
     learning_rate_share,
@@ -316,6 +317,48 @@ def test_a_loss_that_is_no_number_stops_and_names_the_stays(tmp_path):
         fit(tmp_path / "run", Toy(), collate=spoiled)
 
 
+def test_averages_follow_the_weights_and_step_aside():
+    module = Toy()
+    averages = WeightAverages(module, 0.9)
+    path = []
+    for step in range(1, 6):
+        with torch.no_grad():
+            for parameter in module.layers.parameters():
+                parameter.add_(1.0)
+        averages.update(step)
+        path.append({n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad})
+    expected = path[0]
+    for step, weights in enumerate(path, 1):
+        kept = min(0.9, step / (step + 9))
+        # The start is one step behind the first weights.
+        before = {n: w - 1.0 for n, w in weights.items()} if step == 1 else expected
+        expected = {n: kept * before[n] + (1 - kept) * w for n, w in weights.items()}
+    for name, mean in averages.means.items():
+        torch.testing.assert_close(mean, expected[name])
+    with averages.in_place():
+        inside = {n: p.detach().clone() for n, p in module.named_parameters() if n in averages.means}
+    assert all(torch.equal(inside[n], mean) for n, mean in averages.means.items())
+    assert all(torch.equal(p, path[-1][n]) for n, p in module.named_parameters() if n in path[-1])
+    assert WeightAverages(module, 0.0).means == {}
+
+
+def test_a_resumed_run_keeps_its_averages(untouched, tmp_path):
+    averaged, left = replace(SETTINGS, averaging=0.9), 8
+
+    def cut(_: nn.Module) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise PowerCutError
+
+    whole = fit(tmp_path / "whole", Toy(), averaged).state_dict()
+    with pytest.raises(PowerCutError):
+        fit(tmp_path / "run", Toy(before=cut), averaged)
+    resumed = fit(tmp_path / "run", Toy(), averaged).state_dict()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+    assert any(not torch.equal(untouched[0][name], tensor) for name, tensor in whole.items())
+
+
 def test_nothing_to_tune_on_is_an_error(tmp_path):
     stage = replace(stage_of(Toy()), tuning=STAYS[:0])
     with pytest.raises(TrajlmError, match="17 training and 0 tuning stays"):
@@ -329,14 +372,14 @@ def test_a_newer_checkpoint_replaces_the_older(tmp_path):
     for step, epoch in ((1, 0), (4, 0), (4, 1), (5, 1)):
         module(toy_batch(STAYS[:5], None)).backward()
         optimiser.step()
-        checkpoints.save(module, optimiser, {"step": step, "epoch": epoch})
+        checkpoints.save(module, optimiser, {"step": step, "epoch": epoch}, {"mean": torch.tensor([float(step)])})
     assert len(list(tmp_path.glob("step-*"))) == 1
     other = Toy()
     with torch.no_grad():
         for parameter in other.layers.parameters():
             parameter.zero_()
     fresh = torch.optim.AdamW(p for p in other.parameters() if p.requires_grad)
-    assert checkpoints.restore(other, fresh) == {"step": 5, "epoch": 1}
+    assert checkpoints.restore(other, fresh) == ({"step": 5, "epoch": 1}, {"mean": torch.tensor([5.0])})
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     before, after = optimiser.state_dict()["state"], fresh.state_dict()["state"]
     assert before.keys() == after.keys()

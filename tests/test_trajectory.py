@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ from trajlm.backbones import build_backbone
 from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe, parse_recipe, recipe_parser
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective, finetune, random_modality
+from trajlm.finetuning import HOURS_BEFORE_RISE, SequenceObjective, finetune, random_modality
 from trajlm.latents import TrajectoryBatch, static_and_earliest
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import build_tasks
@@ -28,11 +28,15 @@ from trajlm.trajectory import TrajectoryModel, event_view, interleave
 BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH = 8
+STATE = 9  # three numbers for each of the three laboratory features
+PAPER = {"context": "own", "inputs": "latent", "readout": "predict"}
+RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event"}
 
 
 def toy_model(tuning: str = "full", **options) -> TrajectoryModel:
-    """A model of random weights that reads two numeric modalities (one static) and notes."""
+    """A model of random weights that reads two numeric modalities (one static) and notes; ``RICH`` unless told."""
     torch.manual_seed(0)
+    options = RICH | options
     modalities = [
         Modality("age", "numeric", static=True),
         Modality("labs", "numeric"),
@@ -60,6 +64,7 @@ def toy_batch(lengths: list[int], seed: int = 0) -> TrajectoryBatch:
     return TrajectoryBatch(
         stay_ids=torch.arange(b),
         latents=torch.from_numpy(random.normal(size=(b, s, WIDTH)).astype(np.float32)) * present[..., None],
+        state=torch.from_numpy(random.normal(size=(b, s, STATE)).astype(np.float32)) * present[..., None],
         modality=modality * present,
         hours=hours * present,
         event_index=torch.arange(s).expand(b, s) * present,
@@ -82,12 +87,14 @@ def busy_stays(prepared, beliefs, count: int = 3) -> list[int]:
 
 @settings(deadline=None, max_examples=20)
 @given(cut=st.integers(1, 8), seed=st.integers(0, 99))
-def test_a_later_event_never_changes_an_earlier_belief(cut, seed):
-    model, batch = toy_model(), toy_batch([9, 6, 3], seed)
+@pytest.mark.parametrize("reading", [PAPER, RICH])
+def test_a_later_event_never_changes_an_earlier_belief(reading, cut, seed):
+    model, batch = toy_model(**reading), toy_batch([9, 6, 3], seed)
     with torch.no_grad():
         before = model(batch).readouts
-        scrambled = replace(batch, latents=batch.latents.clone(), modality=batch.modality.clone())
+        scrambled = TrajectoryBatch(*(getattr(batch, field.name).clone() for field in fields(batch)))
         scrambled.latents[:, cut:] = torch.randn_like(scrambled.latents[:, cut:]) * 100
+        scrambled.state[:, cut:] = torch.randn_like(scrambled.state[:, cut:]) * 100
         scrambled.modality[:, cut:] = 3 - scrambled.modality[:, cut:].clamp_min(1)
         after = model(scrambled).readouts
     seen = batch.present[:, :cut]
@@ -101,11 +108,13 @@ def test_a_later_event_never_changes_an_earlier_belief(cut, seed):
 def test_an_earlier_belief_has_no_gradient_of_a_later_event(cut, seed):
     """Exactly none: a tolerance could hide a leak."""
     model, batch = toy_model(), toy_batch([9, 6, 3], seed)
-    watched = replace(batch, latents=batch.latents.clone().requires_grad_())
+    watched = replace(batch, latents=batch.latents.clone().requires_grad_(), state=batch.state.clone().requires_grad_())
     model(watched).readouts[:, :cut][batch.present[:, :cut]].sum().backward()
     gradient = watched.latents.grad
     assert gradient is not None
     assert not gradient[:, cut:].any()
+    assert watched.state.grad is not None
+    assert not watched.state.grad[:, cut:].any()
     assert gradient[:, :cut][batch.present[:, :cut]].any(dim=-1).all()
 
 
@@ -285,7 +294,7 @@ def test_one_predict_position_after_every_event():
     model, batch = toy_model(), toy_batch([5, 2])
     with torch.no_grad():
         output = model(batch)
-        events = model.embed(batch.latents, batch.modality, batch.hours.float(), batch.present)
+        events = model.embed(batch)
     assert output.embeddings.shape[1] == 10
     assert output.predict_positions.tolist() == [1, 3, 5, 7, 9]
     assert output.readouts.shape == (2, 5, 2)
@@ -314,16 +323,90 @@ def test_interleaving_keeps_the_order_of_events():
 
 
 def test_every_event_goes_through_the_projector_of_its_modality():
-    model, batch = toy_model(hours=False), toy_batch([5, 3])
+    model, batch = toy_model(hours=False, context="own"), toy_batch([5, 3])
     with torch.no_grad():
-        embedded = model.embed(batch.latents, batch.modality, batch.hours, batch.present)
+        embedded = model.embed(batch)
         for row, step in batch.present.nonzero().tolist():
             name = model.encoders.modalities[int(batch.modality[row, step])]
-            expected = model.projectors[name](batch.latents[row, step])
-            torch.testing.assert_close(embedded[row, step], expected, **CLOSE)
+            projected = model.projectors[name](batch.latents[row, step][None], batch.state[row, step][None])
+            torch.testing.assert_close(embedded[row, step], model.mixers[name](projected)[0], **CLOSE)
     stranger = replace(batch, modality=torch.where(batch.present, 7, 0))
     with pytest.raises(ValueError, match="8 events came, 0 were embedded"):
-        model.embed(stranger.latents, stranger.modality, stranger.hours, stranger.present)
+        model.embed(stranger)
+
+
+# What an event brings along
+
+
+@pytest.mark.parametrize("readout", ["predict", "predict_and_event"])
+@pytest.mark.parametrize("inputs", ["latent", "latent_and_state"])
+@pytest.mark.parametrize("context", ["own", "newest"])
+def test_every_way_of_reading_events_streams_as_it_batches(context, inputs, readout):
+    model = toy_model(context=context, inputs=inputs, readout=readout)
+    events = [
+        Event(0.0, "age", (0,), (70.0,)),
+        Event(1.0, "labs", (1, 3), (9.0, -4.0)),
+        Event(1.0, "note", text="worse"),
+        Event(3.0, "labs", (2,), (1.5,)),
+        Event(4.5, "note", text="stable"),
+        Event(7.0, "labs", (1, 2), (0.5, 2.5)),
+    ]
+    whole, stream = model.beliefs(timeline_of(events)), model.stream()
+    for row, event in enumerate(events):
+        belief = stream.push(event)
+        for target in model.targets:
+            assert np.isclose(belief[target], whole[f"belief_{target}"][row], **CLOSE)
+
+
+def test_the_newest_event_of_a_modality_stands_in_for_the_earlier_ones():
+    """Embeddings after an event follow from the newest of each modality alone; without context from the event alone."""
+    batch = toy_batch([7])
+    batch.modality[:] = torch.tensor([[0, 1, 2, 1, 2, 2, 1]])
+    for context, remembered in (("newest", {0, 5, 6}), ("own", {6})):
+        model = toy_model(context=context)
+        with torch.no_grad():
+            embedded = model.embed(batch)[0, -1]
+            for step in range(7):
+                changed = replace(batch, latents=batch.latents.clone(), state=batch.state.clone())
+                changed.latents[:, step] += 1.0
+                changed.state[:, step] += 0.5
+                assert torch.allclose(model.embed(changed)[0, -1], embedded, atol=1e-6) != (step in remembered)
+
+
+def test_a_modality_not_seen_yet_is_its_missing_token():
+    model, batch = toy_model(), toy_batch([3])
+    batch.modality[:] = 1
+    with torch.no_grad():
+        before = model.embed(batch)
+        model.encoders.missing_tokens[2] += 1.0
+        assert not torch.isclose(model.embed(batch), before).all()
+        model.encoders.missing_tokens[2] -= 1.0
+        model.encoders.missing_tokens[1] += 1.0
+        torch.testing.assert_close(model.embed(batch), before, **CLOSE)
+
+
+def test_an_event_is_read_beside_its_predict_position_where_asked_for():
+    """With the backbone silenced only the direct read-out tells one event from another."""
+
+    def silence(_, inputs, output) -> None:
+        output.last_hidden_state.zero_()
+
+    batch = toy_batch([4])
+    for readout, tells in (("predict_and_event", True), ("predict", False)):
+        model = toy_model(readout=readout)
+        model.backbone.register_forward_hook(silence)
+        with torch.no_grad():
+            readouts = model(batch).readouts[0]
+        assert torch.allclose(readouts[0], readouts[2]) != tells
+
+
+def test_state_is_read_only_where_asked_for():
+    batch = toy_batch([5, 3])
+    other = replace(batch, state=batch.state + 1.0)
+    for inputs, read in (("latent_and_state", True), ("latent", False)):
+        model = toy_model(inputs=inputs)
+        with torch.no_grad():
+            assert torch.equal(model(batch).readouts, model(other).readouts) != read
 
 
 # Long timelines
@@ -417,13 +500,14 @@ def test_a_feature_of_another_modality_is_refused():
 # Training
 
 
-def test_the_loss_counts_every_read_out_of_a_stay_alike():
+def test_the_loss_weighs_the_read_outs_of_a_stay_as_told():
     model, batch = toy_model(), toy_batch([6, 2, 1])
-    everything = SequenceObjective(model, FinetuningConfig()).eval()
+    everything = SequenceObjective(model, FinetuningConfig(loss_over="all")).eval()
+    rising = SequenceObjective(model, FinetuningConfig(loss_over="rising")).eval()
     last = SequenceObjective(model, FinetuningConfig(loss_over="last")).eval()
     with torch.no_grad():
         readouts = model(batch).readouts
-        per_stay, per_last = [], []
+        per_stay, per_last, by_hour = [], [], []
         for row, length in enumerate([6, 2, 1]):
             losses = [
                 sum(
@@ -434,7 +518,10 @@ def test_the_loss_counts_every_read_out_of_a_stay_alike():
             ]
             per_stay.append(np.mean(losses))
             per_last.append(losses[-1])
+            shares = np.sqrt(batch.hours[row, :length].numpy() + HOURS_BEFORE_RISE)
+            by_hour.append(np.average(losses, weights=shares))
         assert float(everything(batch)) == pytest.approx(np.mean(per_stay), rel=1e-5)
+        assert float(rising(batch)) == pytest.approx(np.mean(by_hour), rel=1e-5)
         assert float(last(batch)) == pytest.approx(np.mean(per_last), rel=1e-5)
 
 

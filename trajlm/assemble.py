@@ -21,7 +21,7 @@ from trajlm.backbones import (
     uses_bf16,
 )
 from trajlm.checkpoint import data_fingerprint, read_run, write_tensors, write_text
-from trajlm.config import BackboneConfig, EncoderConfig, Recipe
+from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
@@ -80,6 +80,19 @@ def load_encoders(run: Path, prepared: Prepared) -> tuple[AlignedEncoders, Encod
     return encoders, config
 
 
+def _reading(config: FinetuningConfig) -> dict[str, Any]:
+    """How a model reads events, as arguments of :class:`TrajectoryModel`."""
+    return {
+        "hours": config.time_encoding == "hours",
+        "context": config.event_context,
+        "inputs": config.event_inputs,
+        "readout": config.readout,
+        "dropout": config.dropout,
+        "input_dropout": config.input_dropout,
+        "max_events": config.max_events,
+    }
+
+
 def build_trajectory_model(
     recipe: Recipe, prepared: Prepared, encoders: AlignedEncoders, tasks: list[Task], device: torch.device
 ) -> TrajectoryModel:
@@ -91,8 +104,7 @@ def build_trajectory_model(
         prepared.modalities,
         prepared.features,
         prepared.image_pixels,
-        hours=recipe.finetuning.time_encoding == "hours",
-        max_events=recipe.finetuning.max_events,
+        **_reading(recipe.finetuning),
         bf16=uses_bf16(recipe.backbone, device),
     )
 
@@ -141,8 +153,7 @@ def load_trajectory_model(run: Path | str) -> TrajectoryModel:
         list(modalities.values()),
         features,
         inputs["image_pixels"],
-        hours=settings["finetuning"]["time_encoding"] == "hours",
-        max_events=settings["finetuning"]["max_events"],
+        **_reading(FinetuningConfig(**settings["finetuning"])),
     )
     weights = load_file(folder / SEQUENCE_WEIGHTS)
     expected = set(_without_backbone(model))

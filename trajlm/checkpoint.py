@@ -225,28 +225,37 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Save, then delete older checkpoints."""
+    def save(
+        self,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        state: dict[str, Any],
+        averages: dict[str, Tensor],
+    ) -> None:
+        """Save, ``averages`` of the weights along with them, then delete older checkpoints."""
         # The epoch tells a save at an epoch's end from one after its last batch: no name is ever written twice.
         target = self.folder / f"step-{state['step']:09d}-epoch-{state['epoch']:06d}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         write_tensors(target / "weights.safetensors", trainable_tensors(module))
         write_tensors(target / "optimiser.safetensors", _optimiser_tensors(optimiser))
+        write_tensors(target / "averages.safetensors", averages)
         write_text(target / "state.json", json.dumps(state))
         for other in self.folder.glob("step-*"):
             if other != target:
                 (other / "state.json").unlink(missing_ok=True)  # first: a half-deleted folder must not look whole
                 shutil.rmtree(other)
 
-    def restore(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint and return its state; None where there is none."""
+    def restore(
+        self, module: nn.Module, optimiser: torch.optim.Optimizer
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Load the newest whole checkpoint and return its state and averages; None where there is none."""
         whole = sorted(path.parent for path in self.folder.glob("step-*/state.json"))
         if not whole:
             return None
         load_trainable(module, load_file(whole[-1] / "weights.safetensors"))
         _restore_optimiser(optimiser, load_file(whole[-1] / "optimiser.safetensors"))
-        return json.loads((whole[-1] / "state.json").read_text())
+        return json.loads((whole[-1] / "state.json").read_text()), load_file(whole[-1] / "averages.safetensors")
 
     def save_best(self, module: nn.Module) -> None:
         """Keep these weights as the best so far."""

@@ -109,6 +109,9 @@ class EncoderConfig:
             other numeric: lstm, text: hashed-text, image: cnn).
         state: give numeric events the carried-forward last value, whether ever observed and hours since, of every
             feature of their modality.
+        values: linear gives numeric encoders standardised values as they are (the paper); piecewise adds, for every
+            value and age of a value, the shares of fixed intervals that lie below it, so that a
+            threshold is one weight.
     """
 
     latent_width: int = 64
@@ -116,6 +119,7 @@ class EncoderConfig:
     dropout: float = 0.1
     by_modality: dict[str, str] = field(default_factory=dict)
     state: bool = True
+    values: Literal["linear", "piecewise"] = "piecewise"
 
     def __post_init__(self) -> None:
         _require(self.latent_width >= 2, "encoder.latent_width must be at least 2")
@@ -204,8 +208,19 @@ class FinetuningConfig:
             and a quarter of it for pretrained ones and their adapters.
         weight_decay: of AdamW.
         warmup_fraction: share of the steps in which the learning rate rises; it falls as a cosine after.
+        weight_averaging: share of a running mean of the weights that a step keeps; the means are what is evaluated and
+            saved. 0 takes the weights as they are.
         modality_dropout: probability that all events of one modality of a stay are ablated, in training only.
-        loss_over: all read-outs of a stay (their mean) or its last one only.
+        loss_over: which read-outs of a stay count: all alike, rising (by the square root of their hour, so that what is
+            known late weighs more), or the last one only.
+        event_context: own embeds every event alone (the paper); newest brings along the newest event of every other
+            modality, or its missing token, so that one read-out sees the whole present state of the stay.
+        event_inputs: latent shows the backbone the frozen encoder's latent (the paper); latent_and_state shows the
+            carried-forward values behind it as well, as piecewise linear codes.
+        readout: predict reads a belief from its [PREDICT] position alone (the paper); predict_and_event adds a direct
+            read-out of the event's embedding, so that the backbone need only learn what history adds.
+        dropout: on event embeddings and before the read-outs, in training.
+        input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add an embedding of the hours since admission to every event; off is the paper.
         max_events: longest timeline; later events that are not static are not read and get no belief.
         baselines: what to compare with, on the same stays: mlp and lstm fuse the whole window's latents; logistic and
@@ -227,8 +242,14 @@ class FinetuningConfig:
     backbone_learning_rate: float | None = None
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
+    weight_averaging: float = 0.99
     modality_dropout: float = 0.2
-    loss_over: Literal["all", "last"] = "all"
+    loss_over: Literal["all", "rising", "last"] = "rising"
+    event_context: Literal["own", "newest"] = "newest"
+    event_inputs: Literal["latent", "latent_and_state"] = "latent_and_state"
+    readout: Literal["predict", "predict_and_event"] = "predict_and_event"
+    dropout: float = 0.3
+    input_dropout: float = 0.4
     time_encoding: Literal["hours", "off"] = "hours"
     max_events: int = 1000
     baselines: list[str] = field(default_factory=lambda: ["mlp", "logistic"])
@@ -244,6 +265,8 @@ class FinetuningConfig:
         _require(self.learning_rate > 0, "finetuning.learning_rate must be positive")
         _require(0 <= self.warmup_fraction < 1, "finetuning.warmup_fraction must lie in [0, 1)")
         _require(0 <= self.modality_dropout <= 1, "finetuning.modality_dropout must lie in [0, 1]")
+        for name in ("dropout", "input_dropout", "weight_averaging"):
+            _require(0 <= getattr(self, name) < 1, f"finetuning.{name} must lie in [0, 1)")
         _require(self.max_events >= 2, "finetuning.max_events must be at least 2")
         _require(self.focal_gamma >= 0, "finetuning.focal_gamma must not be negative")
         for name in self.baselines:

@@ -31,9 +31,10 @@ from trajlm.tasks import build_tasks, stay_losses
 from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
 from trajlm.trajectory import TrajectoryModel
 
+HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
 
 class SequenceObjective(nn.Module):
-    """Mean loss of a batch of timelines, every read-out counted (or the last alone).
+    """Mean loss of a batch of timelines over their read-outs (``loss_over``).
 
     In training all events of one random modality are ablated with some probability, as a user may lack it.
     """
@@ -48,7 +49,9 @@ class SequenceObjective(nn.Module):
         if self.training and self.modality_dropout > 0:
             batch = batch.keep(~random_modality(batch, self.modality_dropout))
         weights = batch.present.float()
-        if self.loss_over == "last":
+        if self.loss_over == "rising":
+            weights = weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
+        elif self.loss_over == "last":
             weights = torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
         return stay_losses(self.model.fitted_tasks, self.model(batch).readouts, batch.targets, weights).mean()
 
@@ -177,6 +180,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         recipe.seed,
         warmup_fraction=config.warmup_fraction,
         cosine=True,
+        averaging=config.weight_averaging,
     )
     Trainer(stage, settings, work.run, work.accelerator).fit()
     if work.run.main:

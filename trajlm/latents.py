@@ -27,6 +27,8 @@ class TrajectoryBatch:
     Attributes:
         stay_ids: int64[B].
         latents: float[B, S, D].
+        state: float[B, S, V], the carried-forward state of the event's own features (:class:`CarriedState`: value,
+            whether ever observed, log(1 + hours since); 3 per feature), zero beyond them and at padding.
         modality: int64[B, S], position in the model's modalities; 0 at padding.
         hours: float64[B, S], hours since admission; 0 at padding.
         event_index: int64[B, S], position of the event in the stay's whole timeline; 0 at padding.
@@ -36,6 +38,7 @@ class TrajectoryBatch:
 
     stay_ids: Tensor
     latents: Tensor
+    state: Tensor
     modality: Tensor
     hours: Tensor
     event_index: Tensor
@@ -47,6 +50,8 @@ class TrajectoryBatch:
         for name in ("modality", "hours", "event_index", "present"):
             if tuple(getattr(self, name).shape) != (b, s):
                 raise ValueError(f"trajectory batch: expected {name} [{b}, {s}], came {getattr(self, name).shape}")
+        if tuple(self.state.shape[:2]) != (b, s):
+            raise ValueError(f"trajectory batch: expected state [{b}, {s}, V], came {tuple(self.state.shape)}")
         if len(self.stay_ids) != b or len(self.targets) != b:
             raise ValueError(f"trajectory batch: {b} timelines, {len(self.stay_ids)} ids, {len(self.targets)} targets")
         if not self.present[:, 0].all() or (self.present[:, 1:] & ~self.present[:, :-1]).any():
@@ -62,16 +67,29 @@ class TrajectoryBatch:
         """The timelines of ``stays`` bool[B]."""
         return TrajectoryBatch(*(getattr(self, field.name)[stays] for field in fields(self)))
 
+    def followed_by(self, later: TrajectoryBatch) -> TrajectoryBatch:
+        """These timelines, none of them padded, with the events of ``later`` after them."""
+        joined = {
+            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1)
+            for name in ("latents", "state", "modality", "hours", "event_index", "present")
+        }
+        return replace(later, **joined)
+
     def keep(self, kept: Tensor) -> TrajectoryBatch:
         """The same timelines with only the events of ``kept`` bool[B, S], moved together again."""
         kept = kept & self.present
         longest = int(kept.sum(dim=1).max())
         order = (~kept).long().argsort(dim=1, stable=True)[:, :longest]
         present = kept.gather(1, order)
-        latents = self.latents.gather(1, order[..., None].expand(-1, -1, self.latents.shape[-1]))
+
+        def moved(wide: Tensor) -> Tensor:
+            chosen = wide.gather(1, order[..., None].expand(-1, -1, wide.shape[-1]))
+            return chosen.masked_fill(~present[..., None], 0.0)
+
         return replace(
             self,
-            latents=latents.masked_fill(~present[..., None], 0.0),
+            latents=moved(self.latents),
+            state=moved(self.state),
             modality=self.modality.gather(1, order).masked_fill(~present, 0),
             hours=self.hours.gather(1, order).masked_fill(~present, 0.0),
             event_index=self.event_index.gather(1, order).masked_fill(~present, 0),
@@ -105,6 +123,7 @@ class Latents:
 
     Attributes:
         events: float32[E, D], row for row the prepared folder's events; NaN for events that were not encoded.
+        states: float32[E, V], their carried-forward state; NaN likewise.
         stays: float32[N, M, D], the whole stay's latent per modality, missing tokens where absent.
         present: bool[N, M].
         modalities: M names.
@@ -112,6 +131,7 @@ class Latents:
 
     def __init__(self, folder: Path, prepared: Prepared, modalities: Sequence[str]) -> None:
         self.events: np.ndarray = np.load(folder / "events.npy", mmap_mode="r", allow_pickle=False)
+        self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)
         self.stays: np.ndarray = np.load(folder / "stays.npy", mmap_mode="r", allow_pickle=False)
         self.present: np.ndarray = np.load(folder / "present.npy", mmap_mode="r", allow_pickle=False)
         self.modalities = tuple(modalities)
@@ -133,12 +153,14 @@ class Latents:
         rows = [self.rows(stay, max_events) for stay in stays]
         longest, width = max(len(r) for r in rows), self.events.shape[1]
         latents = np.zeros((len(rows), longest, width), dtype=np.float32)
+        state = np.zeros((len(rows), longest, self.states.shape[1]), dtype=np.float32)
         modality = np.zeros((len(rows), longest), dtype=np.int64)
         hours = np.zeros((len(rows), longest))
         event_index = np.zeros((len(rows), longest), dtype=np.int64)
         present = np.zeros((len(rows), longest), dtype=bool)
         for i, r in enumerate(rows):
             latents[i, : len(r)] = self.events[r]
+            state[i, : len(r)] = self.states[r]
             modality[i, : len(r)] = self._model_index[self._prepared.modality_index[r]]
             hours[i, : len(r)] = self._prepared.hours[r]
             event_index[i, : len(r)] = r - self._prepared.bounds[stays[i]]
@@ -146,6 +168,7 @@ class Latents:
         return TrajectoryBatch(
             stay_ids=torch.from_numpy(self._prepared.stays["stay_id"].to_numpy()[stays]),
             latents=torch.from_numpy(latents),
+            state=torch.from_numpy(state),
             modality=torch.from_numpy(modality),
             hours=torch.from_numpy(hours),
             event_index=torch.from_numpy(event_index),
@@ -206,7 +229,8 @@ def _encode(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, fo
         return np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float32, shape=dims)
 
     events, whole = array("events.npy", len(prepared.hours), width), array("stays.npy", *shape, width)
-    events[:], whole[:] = np.nan, np.nan
+    states = array("states.npy", len(prepared.hours), encoders.state_width)
+    events[:], whole[:], states[:] = np.nan, np.nan, np.nan
     present = np.zeros(shape, dtype=bool)
     with tqdm(total=len(stays), desc="latents", unit="stay", mininterval=2.0) as progress:
         for start in range(0, len(stays), CHUNK):
@@ -218,8 +242,11 @@ def _encode(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, fo
                 held = chunk[batch.present[:, column].numpy()]
                 if len(held):
                     view, rows = prepared.stores[name].event_view(held)
-                    events[rows] = encoders.encode(name, view.to(device)).float().cpu().numpy()
+                    view = view.to(device)
+                    events[rows] = encoders.encode(name, view).float().cpu().numpy()
+                    states[rows] = encoders.carried_state(view).cpu().numpy()
             progress.update(len(chunk))
     events.flush()
+    states.flush()
     whole.flush()
     np.save(folder / "present.npy", present, allow_pickle=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast; ``decoupled`` is AdamW, otherwise Adam."""
+    """How long and how fast; ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`."""
 
     epochs: int
     patience: int
@@ -68,6 +69,7 @@ class LoopSettings:
     cosine: bool = False
     clip_norm: float = 1.0
     checkpoint_seconds: float = 60.0
+    averaging: float = 0.0
 
 
 def make_accelerator(unused_parameters: bool = False) -> Accelerator:
@@ -169,6 +171,46 @@ def _check_finite(loss: Tensor, batch: Batch, stage: str) -> None:
         )
 
 
+class WeightAverages:
+    """Running means of the trained weights: less swayed by the last batches than the weights themselves.
+
+    Args:
+        module: what is trained.
+        decay: share of the mean that a step keeps, in the long run; the first steps count for more. 0 keeps no means.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad} if decay else {}
+        self.means = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Take in the weights after ``steps`` steps."""
+        kept = min(self.decay, steps / (steps + 9))
+        for name, parameter in self._trained.items():
+            self.means[name].lerp_(parameter, 1 - kept)
+
+    @torch.no_grad()
+    def load(self, means: dict[str, Tensor]) -> None:
+        """Put back the means of a checkpoint."""
+        for name, mean in self.means.items():
+            mean.copy_(means[name])
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The module with the means for weights, while the block runs."""
+        weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        for name, parameter in self._trained.items():
+            parameter.copy_(self.means[name])
+        try:
+            yield
+        finally:
+            for name, parameter in self._trained.items():
+                parameter.copy_(weights[name])
+
+
 class Trainer:
     """Runs one stage to its end, or on from where it was cut off."""
 
@@ -183,11 +225,13 @@ class Trainer:
         self.state: dict[str, Any] = {
             "step": 0, "epoch": 0, "batch": 0, "best": None, "since_best": 0, "epoch_loss": 0.0, "done": False,
         }  # fmt: skip
+        self.averages = WeightAverages(stage.module, settings.averaging)
         restored = self.checkpoints.restore(stage.module, self.optimiser)
         if restored:
-            self.state = restored
-            if not restored["done"]:
-                tqdm.write(f"{stage.name}: resumes at epoch {restored['epoch'] + 1}, step {restored['step']}")
+            self.state, means = restored
+            self.averages.load(means)
+            if not self.state["done"]:
+                tqdm.write(f"{stage.name}: resumes at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
 
     def fit(self) -> nn.Module:
         """Train until patience or epochs run out; returns the module with its best weights."""
@@ -224,17 +268,18 @@ class Trainer:
             if time.monotonic() - saved > settings.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-        loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
+        with self.averages.in_place():
+            loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
+            improved = state["best"] is None or loss < state["best"]
+            if improved and self.run.main:
+                self.checkpoints.save_best(self.stage.module)
         train_loss = state["epoch_loss"] / len(batches)
         if not math.isfinite(loss):
             raise TrajlmError(f"{self.stage.name}: the tuning loss became {loss}; lower the learning rate")
-        improved = state["best"] is None or loss < state["best"]
         state["best"] = loss if improved else state["best"]
         state["since_best"] = 0 if improved else state["since_best"] + 1
         state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0.0)
         state["done"] = state["epoch"] >= settings.epochs or state["since_best"] >= settings.patience
-        if improved and self.run.main:
-            self.checkpoints.save_best(self.stage.module)
         progress.set_postfix(
             epoch=state["epoch"], train=f"{train_loss:.4f}", tuning=f"{loss:.4f}", best=f"{state['best']:.4f}"
         )
@@ -258,11 +303,12 @@ class Trainer:
         nn.utils.clip_grad_norm_([p for p in self.stage.module.parameters() if p.requires_grad], settings.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.averages.update(state["step"] + 1)
         return float(loss.detach())
 
     def _save(self) -> None:
         if self.run.main:
-            self.checkpoints.save(self.stage.module, self.optimiser, self.state)
+            self.checkpoints.save(self.stage.module, self.optimiser, self.state, self.averages.means)
         self.accelerator.wait_for_everyone()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from trajlm.backbones import hidden_width, token_embeddings
 from trajlm.dataset import InputReader
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.encoders.numeric import AGE_KNOTS, OUTERMOST, VALUE_KNOTS, PiecewiseShares
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch, static_and_earliest
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
@@ -62,11 +64,86 @@ class HoursEncoding(nn.Module):
         return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
 
-def projector(latent_width: int, width: int, scale: float) -> nn.Sequential:
-    """Latent to LLM width; starts with the spread of the backbone's own token embeddings."""
+def to_width(width: int, scale: float) -> nn.Sequential:
+    """Hidden values to LLM width; starts with the spread of the backbone's own token embeddings."""
     last = nn.LayerNorm(width)
     nn.init.constant_(last.weight, scale)
-    return nn.Sequential(nn.Linear(latent_width, width), nn.GELU(), nn.Linear(width, width), last)
+    return nn.Sequential(nn.GELU(), nn.Linear(width, width), last)
+
+
+class Projector(nn.Module):
+    """The first layer an event of one modality meets: its latent and, where asked for, its state beside.
+
+    A frozen latent keeps what aligns with other modalities; a threshold of one laboratory value need not be in it.
+
+    Args:
+        latent_width: D.
+        features: F of the modality whose state is read; 0 reads the latent alone.
+        width: H.
+        input_dropout: in training, share of inputs left out.
+    """
+
+    def __init__(self, latent_width: int, features: int, width: int, input_dropout: float) -> None:
+        super().__init__()
+        self.features = features
+        self.values, self.ages = PiecewiseShares(VALUE_KNOTS), PiecewiseShares(AGE_KNOTS)
+        coded = features * (3 + self.values.shares + self.ages.shares)
+        self.dropout = nn.Dropout(input_dropout)
+        self.layer = nn.Linear(latent_width + coded, width)
+
+    def forward(self, latents: Tensor, state: Tensor) -> Tensor:
+        """float[N, H] of latents float[N, D] and state float[N, V]."""
+        parts = [latents]
+        if self.features:
+            known = state[:, : 3 * self.features].clamp(-OUTERMOST, OUTERMOST)
+            value, ever, since = known.chunk(3, dim=-1)
+            shares = self.values(value) * ever.repeat_interleave(self.values.shares, dim=-1)
+            parts += [known, shares, self.ages(since)]
+        return self.layer(self.dropout(torch.cat(parts, dim=-1)))
+
+
+class NewestFusion(nn.Module):
+    """An event together with the newest event of every other modality, as one.
+
+    Every modality contributes its newest event so far, how old that is and whether it is the event at hand; a modality
+    not seen yet contributes its missing token (Eq. 1). Nothing later than the event enters.
+    """
+
+    def __init__(self, modalities: int, width: int) -> None:
+        super().__init__()
+        self.age = nn.Parameter(0.1 * torch.randn(modalities, width))
+        self.new = nn.Parameter(0.1 * torch.randn(modalities, width))
+
+    def forward(self, events: Tensor, missing: Tensor, modality: Tensor, hours: Tensor, present: Tensor) -> Tensor:
+        """float[B, S, H].
+
+        Args:
+            events: float[B, S, H], each event alone.
+            missing: float[M, H], the missing tokens.
+            modality, hours, present: of a :class:`TrajectoryBatch`.
+        """
+        position = torch.arange(events.shape[1], device=events.device).expand_as(modality)
+        total = torch.zeros_like(events)
+        for index, token in enumerate(missing):
+            newest = newest_position(modality, present, index)
+            at = newest.clamp_min(0)
+            # Padding stands at hour 0, before the event it would look back to.
+            age = torch.log1p((hours - hours.gather(1, at)).clamp_min(0.0))[..., None].to(events.dtype)
+            held = events.gather(1, at[..., None].expand_as(events)) + age * self.age[index]
+            held = held + (newest == position)[..., None] * self.new[index]
+            total = total + torch.where((newest >= 0)[..., None], held, token)
+        return total
+
+
+def newest_position(modality: Tensor, present: Tensor, index: int) -> Tensor:
+    """int64[B, S]: position of the newest event of modality ``index`` up to and with each event; -1 before the first.
+
+    Args:
+        modality, present: int64[B, S] and bool[B, S] of a :class:`TrajectoryBatch`.
+        index: the modality.
+    """
+    position = torch.arange(modality.shape[1], device=modality.device).expand_as(modality)
+    return torch.where(present & (modality == index), position, -1).cummax(dim=1).values
 
 
 def interleave(events: Tensor, predict: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +170,11 @@ class TrajectoryModel(nn.Module):
         tasks: fitted tasks, in order.
         modalities, features, image_pixels: of the prepared folder the model was trained on, to read raw events.
         hours: add an encoding of the hours since admission to every event.
+        context: what an event brings along: nothing (own) or the newest event of every other modality (newest).
+        inputs: what of an event is read: its latent, or its latent and its carried-forward state (latent_and_state).
+        readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
+        dropout: on events and read-outs, in training.
+        input_dropout: on latents and states, in training.
         max_events: longest timeline; later events that are not static are not read and get no belief.
         bf16: run the backbone under bfloat16 autocast in training.
     """
@@ -106,6 +188,11 @@ class TrajectoryModel(nn.Module):
         features: Sequence[FittedFeature],
         image_pixels: int,
         hours: bool = True,
+        context: str = "own",
+        inputs: str = "latent",
+        readout: str = "predict",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
         max_events: int = 1000,
         bf16: bool = False,
     ) -> None:
@@ -116,12 +203,27 @@ class TrajectoryModel(nn.Module):
         self.encoders = encoders.requires_grad_(False).eval()
         self.backbone = backbone
         self.projectors = nn.ModuleDict(
-            {m: projector(encoders.latent_width, width, scale) for m in encoders.modalities}
+            {
+                m: Projector(
+                    encoders.latent_width,
+                    encoders.features[m] if inputs == "latent_and_state" else 0,
+                    width,
+                    input_dropout,
+                )
+                for m in encoders.modalities
+            }
         )
+        self.newest = NewestFusion(len(encoders.modalities), width) if context == "newest" else None
+        # Fused events are all of one kind, single ones are of their modality's.
+        mixed = ["fused"] if context == "newest" else list(encoders.modalities)
+        self.mixers = nn.ModuleDict({m: to_width(width, scale) for m in mixed})
+        self.dropout = nn.Dropout(dropout)
         self.predict = nn.Parameter(vocabulary.mean(dim=0) + scale * torch.randn(width))
         self.hours = HoursEncoding(width, scale) if hours else None
         self.tasks = nn.ModuleList(tasks)
-        self.heads = nn.ModuleDict({t.target: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for t in tasks})
+        self.heads = nn.ModuleDict({t.target: _head(width, dropout) for t in tasks})
+        direct = tasks if readout == "predict_and_event" else []
+        self.event_heads = nn.ModuleDict({t.target: _head(width, dropout) for t in direct})
         self.modalities = {m.name: m for m in modalities}
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
@@ -143,21 +245,52 @@ class TrajectoryModel(nn.Module):
         """The tasks, in the order of the read-outs."""
         return [task for task in self.tasks if isinstance(task, Task)]
 
-    def embed(self, latents: Tensor, modality: Tensor, hours: Tensor, present: Tensor) -> Tensor:
-        """float[B, S, H] embeddings of latents float[B, S, D]; every event goes through its modality's projector."""
-        embedded = self.predict.new_zeros(*latents.shape[:2], self.predict.shape[0])
+    def embed(self, batch: TrajectoryBatch) -> Tensor:
+        """float[B, S, H] embeddings of the events; every event goes through its modality's projector."""
+        events = self.predict.new_zeros(*batch.present.shape, self.predict.shape[0])
         placed = 0
         for index, name in enumerate(self.encoders.modalities):
-            chosen = (modality == index) & present
-            embedded[chosen] = self.projectors[name](latents[chosen]).to(embedded.dtype)
+            chosen = (batch.modality == index) & batch.present
+            projected = self.projectors[name](batch.latents[chosen], batch.state[chosen])
+            if self.newest is None:
+                projected = self.mixers[name](projected)
+            events[chosen] = projected.to(events.dtype)
             placed += int(chosen.sum())
-        if placed != int(present.sum()):
-            raise ValueError(f"{int(present.sum())} events came, {placed} were embedded")
-        return embedded + self.hours(hours).to(embedded.dtype) if self.hours is not None else embedded
+        if placed != int(batch.present.sum()):
+            raise ValueError(f"{int(batch.present.sum())} events came, {placed} were embedded")
+        hours = batch.hours.to(batch.latents.dtype)
+        if self.newest is not None:
+            fused = self.newest(events, self._missing(), batch.modality, hours, batch.present)
+            events = self.mixers["fused"](fused)
+        if self.hours is not None:
+            events = events + self.hours(hours).to(events.dtype)
+        return self.dropout(events)
 
-    def forward(self, batch: TrajectoryBatch, cache: Any = None, use_cache: bool = False) -> TrajectoryOutput:
-        """Read timelines, or further events of timelines whose ``cache`` an earlier call returned."""
-        events = self.embed(batch.latents, batch.modality, batch.hours.to(batch.latents.dtype), batch.present)
+    def _missing(self) -> Tensor:
+        """float[M, H]: the missing tokens through their projectors."""
+        state = self.predict.new_zeros(1, self.encoders.state_width)
+        tokens = self.encoders.missing_tokens
+        return torch.cat([self.projectors[m](tokens[i, None], state) for i, m in enumerate(self.encoders.modalities)])
+
+    def forward(
+        self,
+        batch: TrajectoryBatch,
+        cache: Any = None,
+        use_cache: bool = False,
+        before: TrajectoryBatch | None = None,
+    ) -> TrajectoryOutput:
+        """Read timelines, or further events of timelines whose ``cache`` an earlier call returned.
+
+        Args:
+            batch: the events to read.
+            cache: of an earlier call on the same timelines.
+            use_cache: return a cache.
+            before: the newest event of every modality among those that the cache stands for, in order.
+        """
+        if before is None:
+            events = self.embed(batch)
+        else:
+            events = self.embed(before.followed_by(batch))[:, before.present.shape[1] :]
         sequence, positions = interleave(events, self.predict)
         mask = batch.present.repeat_interleave(2, dim=1)
         with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
@@ -170,6 +303,8 @@ class TrajectoryModel(nn.Module):
             )
         hidden = output.last_hidden_state[:, positions].float()
         readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
+        if self.event_heads:
+            readouts = readouts + torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
         return TrajectoryOutput(sequence, hidden, readouts, positions, output.past_key_values if use_cache else None)
 
     def beliefs_of(self, readouts: Tensor) -> dict[str, Tensor]:
@@ -186,7 +321,7 @@ class TrajectoryModel(nn.Module):
             )
         if not known:
             raise TrajlmError(f"stay {timeline.stay_id} has no event that the model can read")
-        latents = self._event_latents([timeline.events[i] for i in known])
+        latents, state = self._read([timeline.events[i] for i in known])
         static = np.array([self.modalities[timeline.events[i].modality].static for i in known])
         fits = static_and_earliest(static, self.max_events)
         kept = [i for i, fit in zip(known, fits, strict=True) if fit]
@@ -196,6 +331,7 @@ class TrajectoryModel(nn.Module):
         return TrajectoryBatch(
             torch.tensor([timeline.stay_id], device=device),
             latents[torch.from_numpy(fits).to(device)][None],
+            state[torch.from_numpy(fits).to(device)][None],
             torch.tensor([index], device=device),
             torch.tensor(
                 [[timeline.events[i].hours_since_admission for i in kept]], dtype=torch.float64, device=device
@@ -206,15 +342,18 @@ class TrajectoryModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _event_latents(self, events: Sequence[Event]) -> Tensor:
+    def _read(self, events: Sequence[Event]) -> tuple[Tensor, Tensor]:
+        """float[S, D] latents and float[S, V] carried-forward states of a stay's events."""
         device = self.predict.device
         latents = torch.zeros(len(events), self.encoders.latent_width, device=device)
+        state = torch.zeros(len(events), self.encoders.state_width, device=device)
         for name in self.encoders.modalities:
             rows = [i for i, event in enumerate(events) if event.modality == name]
             if rows:
                 view = event_view(self.readers[name], [events[i] for i in rows]).to(device)
                 latents[rows] = self.encoders.encode(name, view)
-        return latents
+                state[rows] = self.encoders.carried_state(view)
+        return latents, state
 
     @torch.no_grad()
     def beliefs(self, timeline: Timeline) -> pl.DataFrame:
@@ -261,6 +400,10 @@ class TrajectoryModel(nn.Module):
         return load_trajectory_model(run)
 
 
+def _head(width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, 1))
+
+
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
@@ -281,7 +424,8 @@ def event_view(reader: InputReader, events: Sequence[Event]) -> View:
 class BeliefStream:
     """Reads a stay event by event; each belief costs one event, not the whole stay again.
 
-    The backbone's cache and the carried-forward state of every numeric modality are all it keeps.
+    The backbone's cache, the carried-forward state of every numeric modality and the newest event of every modality are
+    all it keeps.
     """
 
     def __init__(self, model: TrajectoryModel) -> None:
@@ -289,6 +433,7 @@ class BeliefStream:
         self._cache: Any = None
         self._hours = float("-inf")
         self._state: dict[str, CarriedState] = {}
+        self._newest: dict[str, TrajectoryBatch] = {}
 
     @torch.no_grad()
     def push(self, event: Event) -> dict[str, float]:
@@ -307,19 +452,30 @@ class BeliefStream:
                 f"the model never learned {event.modality!r}; it reads {', '.join(model.encoders.modalities)}"
             )
         device = model.predict.device
-        latent = model.encoders.encode(event.modality, self._view(event).to(device))
+        view = self._view(event).to(device)
         batch = TrajectoryBatch(
             torch.zeros(1, dtype=torch.long, device=device),
-            latent[None],
+            model.encoders.encode(event.modality, view)[None],
+            model.encoders.carried_state(view)[None],
             torch.tensor([[model.encoders.modalities.index(event.modality)]], device=device),
             torch.tensor([[event.hours_since_admission]], dtype=torch.float64, device=device),
             torch.zeros(1, 1, dtype=torch.long, device=device),
             torch.ones(1, 1, dtype=torch.bool, device=device),
             torch.full((1, len(model.targets)), float("nan"), device=device),
         )
-        output = model(batch, cache=self._cache, use_cache=True)
+        before = self._before()
+        output = model(batch, cache=self._cache, use_cache=True, before=before)
+        # Last in, last read: the order of the newest events is that of the stay.
+        self._newest.pop(event.modality, None)
+        self._newest[event.modality] = batch
         self._cache, self._hours = output.cache, event.hours_since_admission
         return {target: float(belief[0, 0]) for target, belief in model.beliefs_of(output.readouts).items()}
+
+    def _before(self) -> TrajectoryBatch | None:
+        earlier = list(self._newest.values())
+        if not earlier:
+            return None
+        return functools.reduce(TrajectoryBatch.followed_by, earlier)
 
     def _view(self, event: Event) -> View:
         reader = self.model.readers[event.modality]

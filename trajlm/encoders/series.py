@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trajlm.config import EncoderConfig
+from trajlm.encoders.numeric import NumericInputs, last_step
 from trajlm.views import NumericView
 
 
@@ -18,8 +19,8 @@ class SeriesLSTM(nn.Module):
 
     def __init__(self, features: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.state = config.state
-        self.lstm = nn.LSTM(features * (5 if config.state else 2) + 1, config.hidden_width, batch_first=True)
+        self.inputs = NumericInputs(features, config.state, config.values == "piecewise")
+        self.lstm = nn.LSTM(self.inputs.width + 1, config.hidden_width, batch_first=True)
         for name, parameter in self.lstm.named_parameters():
             if name.startswith("weight_hh"):
                 nn.init.orthogonal_(parameter)
@@ -36,9 +37,6 @@ class SeriesLSTM(nn.Module):
     def forward(self, view: NumericView) -> Tensor:
         """float[N, D] latents of N inputs; padding comes after the last real step and is never read."""
         elapsed = torch.log1p((view.hours - view.hours[:, :1]).clamp_min(0.0))
-        parts = [view.values, view.observed.to(view.values.dtype), elapsed[..., None]]
-        if self.state:
-            parts.append(view.state)
-        hidden, _ = self.lstm(torch.cat(parts, dim=-1))
-        last = view.steps.sum(dim=1) - 1
-        return self.project(hidden[torch.arange(len(view), device=last.device), last])
+        steps = torch.cat([self.inputs(view.values, view.observed, view.state), elapsed[..., None]], dim=-1)
+        hidden, _ = self.lstm(steps)
+        return self.project(hidden[last_step(view)])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from trajlm.config import EncoderConfig
+from trajlm.encoders.numeric import NumericInputs, last_step
 from trajlm.views import NumericView
 
 
@@ -18,10 +18,9 @@ class TabularMLP(nn.Module):
 
     def __init__(self, features: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.state = config.state
-        width = features * (5 if config.state else 2)
+        self.inputs = NumericInputs(features, config.state, config.values == "piecewise")
         self.layers = nn.Sequential(
-            nn.Linear(width, config.hidden_width),
+            nn.Linear(self.inputs.width, config.hidden_width),
             nn.LayerNorm(config.hidden_width),
             nn.ReLU(),
             nn.Dropout(config.dropout),
@@ -33,8 +32,4 @@ class TabularMLP(nn.Module):
         """float[N, D] latents of N inputs."""
         counts = view.observed.sum(dim=1)
         mean = (view.values * view.observed).sum(dim=1) / counts.clamp_min(1)
-        parts = [mean, (counts > 0).to(mean.dtype)]
-        if self.state:
-            last = view.steps.sum(dim=1) - 1
-            parts.append(view.state[torch.arange(len(view), device=last.device), last])
-        return self.layers(torch.cat(parts, dim=-1))
+        return self.layers(self.inputs(mean, counts > 0, view.state[last_step(view)]))
