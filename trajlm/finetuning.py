@@ -33,6 +33,7 @@ from trajlm.trajectory import TrajectoryModel
 
 HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
 
+
 class SequenceObjective(nn.Module):
     """Mean loss of a batch of timelines over their read-outs (``loss_over``).
 
