@@ -339,7 +339,7 @@ def test_every_event_goes_through_the_projector_of_its_modality():
 
 
 @pytest.mark.parametrize("readout", ["predict", "predict_and_event"])
-@pytest.mark.parametrize("inputs", ["latent", "latent_and_state"])
+@pytest.mark.parametrize("inputs", ["latent", "latent_and_state", "state"])
 @pytest.mark.parametrize("context", ["own", "newest"])
 def test_every_way_of_reading_events_streams_as_it_batches(context, inputs, readout):
     model = toy_model(context=context, inputs=inputs, readout=readout)
@@ -400,13 +400,16 @@ def test_an_event_is_read_beside_its_predict_position_where_asked_for():
         assert torch.allclose(readouts[0], readouts[2]) != tells
 
 
-def test_state_is_read_only_where_asked_for():
+def test_an_event_is_read_as_told():
     batch = toy_batch([5, 3])
-    other = replace(batch, state=batch.state + 1.0)
-    for inputs, read in (("latent_and_state", True), ("latent", False)):
+    batch.modality[:] = batch.present.long()
+    state, latents = replace(batch, state=batch.state + 1.0), replace(batch, latents=batch.latents + 1.0)
+    for inputs, reads in (("latent_and_state", (True, True)), ("latent", (False, True)), ("state", (True, False))):
         model = toy_model(inputs=inputs)
         with torch.no_grad():
-            assert torch.equal(model(batch).readouts, model(other).readouts) != read
+            before = model(batch).readouts
+            changed = [not torch.equal(model(other).readouts, before) for other in (state, latents)]
+        assert tuple(changed) == reads
 
 
 # Long timelines

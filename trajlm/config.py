@@ -216,7 +216,8 @@ class FinetuningConfig:
         event_context: own embeds every event alone (the paper); newest brings along the newest event of every other
             modality, or its missing token, so that one read-out sees the whole present state of the stay.
         event_inputs: latent shows the backbone the frozen encoder's latent (the paper); latent_and_state shows the
-            carried-forward values behind it as well, as piecewise linear codes.
+            carried-forward values behind it as well, as piecewise linear codes; state shows those values alone where a
+            modality is numeric, which spares the backbone latents of encoders that were never pretrained.
         readout: predict reads a belief from its [PREDICT] position alone (the paper); predict_and_event adds a direct
             read-out of the event's embedding, so that the backbone need only learn what history adds.
         dropout: on event embeddings and before the read-outs, in training.
@@ -246,7 +247,7 @@ class FinetuningConfig:
     modality_dropout: float = 0.2
     loss_over: Literal["all", "rising", "last"] = "rising"
     event_context: Literal["own", "newest"] = "newest"
-    event_inputs: Literal["latent", "latent_and_state"] = "latent_and_state"
+    event_inputs: Literal["latent", "latent_and_state", "state"] = "latent_and_state"
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     dropout: float = 0.3
     input_dropout: float = 0.4

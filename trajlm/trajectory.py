@@ -79,21 +79,22 @@ class Projector(nn.Module):
     Args:
         latent_width: D.
         features: F of the modality whose state is read; 0 reads the latent alone.
+        reads_latent: False reads the state alone.
         width: H.
         input_dropout: in training, share of inputs left out.
     """
 
-    def __init__(self, latent_width: int, features: int, width: int, input_dropout: float) -> None:
+    def __init__(self, latent_width: int, features: int, reads_latent: bool, width: int, input_dropout: float) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.reads_latent = features, reads_latent
         self.values, self.ages = PiecewiseShares(VALUE_KNOTS), PiecewiseShares(AGE_KNOTS)
         coded = features * (3 + self.values.shares + self.ages.shares)
         self.dropout = nn.Dropout(input_dropout)
-        self.layer = nn.Linear(latent_width + coded, width)
+        self.layer = nn.Linear(latent_width * reads_latent + coded, width)
 
     def forward(self, latents: Tensor, state: Tensor) -> Tensor:
         """float[N, H] of latents float[N, D] and state float[N, V]."""
-        parts = [latents]
+        parts = [latents] if self.reads_latent else []
         if self.features:
             known = state[:, : 3 * self.features].clamp(-OUTERMOST, OUTERMOST)
             value, ever, since = known.chunk(3, dim=-1)
@@ -171,7 +172,8 @@ class TrajectoryModel(nn.Module):
         modalities, features, image_pixels: of the prepared folder the model was trained on, to read raw events.
         hours: add an encoding of the hours since admission to every event.
         context: what an event brings along: nothing (own) or the newest event of every other modality (newest).
-        inputs: what of an event is read: its latent, or its latent and its carried-forward state (latent_and_state).
+        inputs: what of an event is read: its latent, its latent and its carried-forward state (latent_and_state), or
+            its state alone where it has one (state).
         readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
         dropout: on events and read-outs, in training.
         input_dropout: on latents and states, in training.
@@ -206,7 +208,8 @@ class TrajectoryModel(nn.Module):
             {
                 m: Projector(
                     encoders.latent_width,
-                    encoders.features[m] if inputs == "latent_and_state" else 0,
+                    encoders.features[m] if inputs != "latent" else 0,
+                    inputs != "state" or not encoders.features[m],
                     width,
                     input_dropout,
                 )
