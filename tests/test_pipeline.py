@@ -27,7 +27,7 @@ from trajlm.config import Recipe, parse_recipe, recipe_parser
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
 from trajlm.pretraining import pretrain
-from trajlm.schema import EVENT_COLUMNS, STAY_COLUMNS
+from trajlm.schema import EVENT_COLUMNS, PHENOTYPE_PREFIX, STAY_COLUMNS
 
 TARGETS = ("mortality", "length_of_stay_hours")
 BELIEF_COLUMNS = ["stay_id", "split", "event_index", "hours_since_admission", "modality"] + [
@@ -63,7 +63,9 @@ def test_stays_and_events_have_the_columns_of_the_contract(prepared):
     stays = pl.read_parquet(prepared.folder / "stays.parquet")
     events = pl.read_parquet(prepared.folder / "events" / "*.parquet")
     present = {f"present_{m.name}": pl.Boolean for m in prepared.modalities}
-    assert dict(stays.schema) == {**STAY_COLUMNS, "split": pl.String(), **present}
+    phenotypes = {name: pl.Int8 for name in stays.columns if name.startswith(PHENOTYPE_PREFIX)}
+    assert len(phenotypes) == 25
+    assert dict(stays.schema) == {**STAY_COLUMNS, "split": pl.String(), **present, **phenotypes}
     assert dict(events.schema) == EVENT_COLUMNS
     for modality in prepared.modalities:
         holders = set(events.filter(pl.col("modality") == modality.name)["stay_id"])

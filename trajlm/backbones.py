@@ -38,7 +38,11 @@ def _llama(width: int, layers: int, heads: int) -> PretrainedConfig:
 
 
 # Everything else is a name of packaged weights, a hub id or a local folder.
-FROM_CONFIG = {"tiny": Preset(lambda: _llama(64, 2, 4)), "small": Preset(lambda: _llama(128, 4, 4))}
+FROM_CONFIG = {
+    "tiny": Preset(lambda: _llama(64, 2, 4)),
+    "shallow": Preset(lambda: _llama(128, 1, 4)),
+    "small": Preset(lambda: _llama(128, 4, 4)),
+}
 
 
 def uses_bf16(config: BackboneConfig, device: torch.device) -> bool:
