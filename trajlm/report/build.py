@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.arms import ARM_TITLES, beliefs_path
+from trajlm.checkpoint import read_run
 from trajlm.dataset import Prepared
 from trajlm.interpret.attention import StayAttention
 from trajlm.metrics import beliefs_at_landmark, reliability_curve
@@ -57,7 +58,7 @@ def build_report(
             TargetInfo(t["name"], t["title"].capitalize(), UNITS[t["kind"]], t["kind"]) for t in metrics["targets"]
         ],
         facts=_facts(run, prepared, environment, metrics, pretraining),
-        warnings=_warnings(prepared, metrics),
+        warnings=_warnings(prepared, metrics, read_run(run)["recipe"]["finetuning"]),
         metrics=_arm_metrics(metrics),
         calibration=_calibration(run, prepared, metrics),
         presence=_presence(manifest),
@@ -104,7 +105,7 @@ def _sentence(text: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _warnings(prepared: Prepared, metrics: dict[str, Any]) -> list[str]:
+def _warnings(prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str, Any]) -> list[str]:
     warnings = ["Beliefs were learned from one cohort and were not validated elsewhere."]
     if prepared.manifest["invented"]:
         warnings.append("These patients are invented: the figures say that the pipeline works, nothing about medicine.")
@@ -113,6 +114,16 @@ def _warnings(prepared: Prepared, metrics: dict[str, Any]) -> list[str]:
     few = {r["target"]: r["positives"] for r in rows if r["positives"] < SMALL_SAMPLE}
     for target, positives in few.items():
         warnings.append(f"Only {positives} held-out stays are positive for {target}: read intervals, not values.")
+    if finetuning["event_context"] == "newest":
+        warnings.append(
+            "Every event brings along the newest of every modality, demographics among them (event_context newest): "
+            "attention on the demographics event understates their weight. Ablations do not."
+        )
+    if finetuning["readout"] == "predict_and_event":
+        warnings.append(
+            "A belief is also read from its event directly (readout predict_and_event): attention shows only what the "
+            "history adds."
+        )
     return warnings
 
 
