@@ -109,7 +109,7 @@ def test_demo_stays_patients_and_targets_are_those_of_sql(case: Case) -> None:
     account = case.read.account["patient"]
     assert {"kept": account["kept"], **account["reasons"]} == counts
     known = case.sql.execute("""select count(*), count(distinct uniquepid), count(*) filter (status = 'Expired'),
-        count(*) filter (status = 'Alive'), sum(los) / 60, sum(ue) / 60 from s""").fetchone()
+        count(*) filter (status = 'Alive'), sum(los) / 60, sum(least(ue, he)) / 60 from s""").fetchone()
     stays = case.read.stays
     mortality = stays[MORTALITY]
     assert known[:4] == (stays.height, stays["subject_id"].n_unique(), mortality.sum(), (mortality == 0).sum())
@@ -142,7 +142,7 @@ def test_demo_rows_and_events_are_those_of_sql(case: Case) -> None:
 def test_demo_drug_orders_are_those_of_sql(case: Case) -> None:
     start, stop = "num(drugstartoffset)", "num(drugstopoffset)"
     ordered = start if case.settings.paper_faithful else f"greatest(num(drugorderoffset), {start})"
-    known = f"(case when {start} < 0 and {stop} > 0 then greatest({ordered}, 0) else {ordered} end)"
+    known = f"(case when {start} < 0 and coalesce({stop}, 0) >= 0 then greatest({ordered}, 0) else {ordered} end)"
     case.dated(
         "medication", known, f"(case when {start} < 0 and {stop} < 0 then {start} else {known} end)",
         """when drugordercancelled = 'Yes' then 'cancelled order is not an administration'

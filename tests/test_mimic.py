@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mimic_example import ANNA, BENS, FIRST, SECOND, held, read, reasons, spoil, values, write_release
 
-from trajlm.cohorts import tables
+from trajlm.cohorts import tables_files
 from trajlm.cohorts.mimic_links import STAY_WINDOW, link_by_time
 from trajlm.cohorts.mimic_notes import AFTER_OUTCOME, clean_note
 from trajlm.cohorts.synthetic import synthesize
@@ -109,7 +109,7 @@ def test_a_total_is_known_with_the_last_of_its_components_and_is_not_made_where_
 def test_batches_of_any_size_read_the_same(raw: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """The components of one Glasgow total lie in different batches of a few rows."""
     whole = read(raw)
-    monkeypatch.setattr(tables, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(tables_files, "_BLOCK_BYTES", block)
     parts = read(raw, raw.parent / "parts")
     assert whole.account == parts.account
     for name in ("stays", "measurements", "documents", "images"):

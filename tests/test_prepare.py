@@ -385,7 +385,8 @@ def test_shards_and_processes_change_nothing(release, prepared, tmp_path, monkey
         for mine, theirs in zip(features_of(out), features_of(prepared), strict=True):
             assert mine == pytest.approx(theirs)
         manifest, other = (json.loads((folder / "manifest.json").read_text()) for folder in (out, prepared))
-        assert {**manifest, "settings": 0} == {**other, "settings": 0}
+        apart = {"settings": 0, "bytes": 0}
+        assert {**manifest, **apart} == {**other, **apart}
         assert not (out / "spool").exists()
 
 
@@ -574,6 +575,18 @@ def test_a_second_run_returns_early_and_another_release_or_setting_is_named(tmp_
     with pytest.raises(TrajlmError, match=r"set-a/1001\.txt has changed"):
         prepare(config(raw), out)
     assert contents(out) == before
+
+
+def test_a_damaged_folder_is_not_called_prepared(tmp_path):
+    raw = write_release(tmp_path / "raw", random_records(20))
+    prepare(config(raw), tmp_path / "out")
+    part = next((tmp_path / "out" / "events").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(TrajlmError, match=rf"events/{part.name} has \d+ bytes, not the \d+ written; remove"):
+        prepare(config(raw), tmp_path / "out")
+    part.unlink()
+    with pytest.raises(TrajlmError, match=f"events/{part.name} is gone"):
+        prepare(config(raw), tmp_path / "out")
 
 
 def test_a_folder_that_is_not_ours_is_not_touched(release, tmp_path):

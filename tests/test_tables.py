@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trajlm.cohorts import tables
+from trajlm.cohorts import tables_files
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.cohorts.tables import Release, Select, raw_text
 from trajlm.errors import TrajlmError, UnexpectedInput
@@ -104,13 +104,13 @@ def test_small_batches_and_a_parquet_file_read_as_the_whole(rows):
         assert as_parquet.frame.select(*COLUMNS).equals(typed.select(*COLUMNS))
         assert as_parquet.frame["line"].to_list() == list(range(2, 2 + len(rows)))
         longest = max((sum(map(len, row)) for row in rows), default=0)
-        old, tables._BLOCK_BYTES = tables._BLOCK_BYTES, 2 * longest + 200
+        old, tables_files._BLOCK_BYTES = tables_files._BLOCK_BYTES, 2 * longest + 200
         try:
             batches = release(folder).batches("table", columns=COLUMNS)
             assert batches is not None
             assert pl.concat(batch.frame for batch in batches).equals(whole.frame)
         finally:
-            tables._BLOCK_BYTES = old
+            tables_files._BLOCK_BYTES = old
 
 
 @settings(max_examples=40, deadline=None)
@@ -185,6 +185,29 @@ def broken(folder: Path, fault: str) -> str:
         path.unlink()
         (folder / "table.csv.gz").write_bytes(gzip.compress(whole * 200)[:-30])
         return r"table\.csv\.gz.*expected a (whole file|readable table)"
+    if fault == "damaged gzip":
+        path.unlink()
+        packed = bytearray(gzip.compress(bytes(range(32, 127)) + whole * 50))
+        packed[len(packed) // 2] ^= 0xFF
+        (folder / "table.csv.gz").write_bytes(packed)
+        return r"table\.csv\.gz"
+    if fault == "quotation mark never closed":
+        path.write_bytes(whole + b'3,,,,,"x\n4,,,,,y\n5,,,,,z\n')
+        return r"line 4: expected quotation marks in pairs, came one that is never closed"
+    if fault == "cut within a quoted cell":
+        path.write_bytes(whole + b'3,,,,,"x\nmore of the no')
+        return r"line 4: expected quotation marks in pairs"
+    if fault == "number too large to store":
+        path.write_bytes(whole.replace(b"1.5", b"1e39"))
+        return r"line 2, column amount: expected a number or nothing, came '1e39'"
+    if fault == "a folder":
+        path.unlink()
+        path.mkdir()
+        return r"table\.csv: expected a table in one file, came a folder"
+    if fault == "a link to nothing":
+        path.unlink()
+        path.symlink_to(folder / "gone")
+        return r"table\.csv: expected a table in one file, came a link to nothing"
     if fault == "not gzip":
         path.rename(folder / "table.csv.gz")
         return r"table\.csv\.gz: expected a readable table, came .*[Gg]zip"
@@ -198,7 +221,9 @@ def broken(folder: Path, fault: str) -> str:
 
 FAULTS = [
     "empty file", "other separator", "renamed column", "column twice", "ragged line", "empty line", "text in a number",
-    "no such date", "infinite", "other bytes", "truncated gzip", "not gzip", "not parquet", "twice",
+    "no such date", "infinite", "other bytes", "truncated gzip", "not gzip", "not parquet", "twice", "damaged gzip",
+    "quotation mark never closed", "cut within a quoted cell", "number too large to store", "a folder",
+    "a link to nothing",
 ]  # fmt: skip
 
 
@@ -235,6 +260,50 @@ def test_a_header_may_differ_in_case_and_blanks(tmp_path):
     assert table is not None
     assert table.raw == (*COLUMNS, "Unused")
     assert table.frame["id"].to_list() == [1, 2]
+
+
+def test_a_quotation_mark_within_a_cell_is_a_character(tmp_path):
+    path = written(tmp_path, GOOD)
+    path.write_bytes(path.read_bytes() + b'3,,,5" tube,,x\n')
+    table = release(tmp_path).table("table", columns=COLUMNS)
+    assert table is not None
+    assert table.frame["what"].to_list() == ["a", None, '5" tube']
+
+
+def test_a_column_without_a_name_is_called_by_its_place(tmp_path):
+    written(tmp_path, [["0", *row] for row in GOOD], header=["", *HEADER])
+    table = release(tmp_path).table("table", columns=COLUMNS)
+    assert table is not None
+    assert table.raw == ("column 1", *HEADER)
+    assert table.frame["id"].to_list() == [1, 2]
+
+
+def test_what_other_programs_write_into_parquet_is_read_or_refused(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "id": [1.0, float("nan"), 3.0],
+            "taken": [None, None, None],
+            "amount": [0.5, float("nan"), None],
+            "what": ["a", None, "c"],
+            "said": [None, "b", None],
+            "unused": [[1, 2], [], None],
+        },
+        schema_overrides={"taken": pl.Datetime("ns")},
+    )
+    frame.write_parquet(tmp_path / "table.parquet")
+    table = release(tmp_path).table("table", columns=COLUMNS)
+    assert table is not None
+    assert table.frame["id"].to_list() == [1, None, 3]
+    assert table.frame["amount"].to_list() == [0.5, None, None]
+    assert table.frame[raw_text("unused")].to_list() == ["[1, 2]", "[]", ""]
+    source = release(tmp_path)
+    selected = pl.concat(b.frame for b in source.batches("table", columns=COLUMNS, select=Select("id", {3}, "other")))
+    assert selected["id"].to_list() == [3]
+    pl.DataFrame({**{c: ["1"] for c in HEADER}, "id": [2**63 + 1]}).write_parquet(tmp_path / "table.parquet")
+    with pytest.raises(
+        UnexpectedInput, match="line 2, column id: expected an integer or nothing, came '9223372036854775809'"
+    ):
+        release(tmp_path).table("table", columns={"id": "integer"})
 
 
 def test_a_table_of_a_header_alone_has_no_rows(tmp_path):

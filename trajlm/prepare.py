@@ -51,6 +51,7 @@ def prepare(settings: PrepareConfig, out: Path) -> None:
         listed = [_resolve(raw_place, name) for name in earlier["inputs"]]
         if _listings(settings, out) == earlier["raw_listing"] and all(path.is_file() for path in listed):
             _require_same_inputs(_inputs(settings, listed), earlier, out)
+            _require_whole(earlier, out)
             tqdm.write(f"{out}: already prepared")
             return
     partial = out.parent / f".{out.name}.partial"
@@ -116,6 +117,7 @@ def _write_stages(
         "modalities": [dataclasses.asdict(modality) for modality in raw.modalities],
         **_audit(raw, stays, folded.events),
         "superseded_measurements": folded.superseded,
+        "bytes": _sizes(folder),
         "open_leaks": list(raw.open_leaks),
         "notes": [*raw.notes, *folded.notes],
     }
@@ -309,7 +311,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
             manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
             return {
                 **manifest,
-                **{key: manifest[key] for key in ("settings", "inputs", "splits_sha256", "raw_listing")},
+                **{key: manifest[key] for key in ("settings", "inputs", "splits_sha256", "raw_listing", "bytes")},
             }
         except (ValueError, KeyError, TypeError):
             raise TrajlmError(f"{out}/manifest.json is not one of ours; name another --out or remove {out}") from None
@@ -334,6 +336,20 @@ def _require_same_inputs(inputs: dict[str, str], earlier: dict[str, Any], out: P
             raise _differs(
                 out, f"{name} " + ("is new" if before is None else "is gone" if now is None else "has changed")
             )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every table of a prepared folder, by its place in it."""
+    tables = sorted(path for path in folder.rglob("*.parquet") if "spool" not in path.relative_to(folder).parts)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in tables}
+
+
+def _require_whole(earlier: dict[str, Any], out: Path) -> None:
+    found = _sizes(out)
+    for name, size in earlier["bytes"].items():
+        if found.get(name) != size:
+            came = "is gone" if name not in found else f"has {found[name]} bytes, not the {size} written"
+            raise TrajlmError(f"{out}: {name} {came}; remove {out} and prepare it again")
 
 
 def _differs(out: Path, what: str) -> TrajlmError:

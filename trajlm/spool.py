@@ -19,8 +19,7 @@ COLUMNS: dict[Kind, dict[str, pl.DataType]] = {
     "documents": DOCUMENT_COLUMNS,
     "images": IMAGE_COLUMNS,
 }
-# Rows held in memory before they are written; a note or a picture weighs as much as many measurements.
-_BUFFERED_ROWS: dict[Kind, int] = {"measurements": 500_000, "documents": 10_000, "images": 5_000}
+_BUFFERED_BYTES = 64_000_000  # of rows held in memory before they are written
 _ROW_GROUP = 50_000
 
 
@@ -31,7 +30,7 @@ class Spool:
         self.folder = folder
         self._buffer: dict[Kind, list[pl.DataFrame]] = {kind: [] for kind in COLUMNS}
         self._files: dict[Kind, list[Path]] = {kind: [] for kind in COLUMNS}
-        self.rows: dict[Kind, int] = dict.fromkeys(COLUMNS, 0)
+        self._buffered: dict[Kind, int] = dict.fromkeys(COLUMNS, 0)
 
     def add_measurements(self, frame: pl.DataFrame) -> None:
         """Take MEASUREMENT_COLUMNS of any stays; among rows of one stay and time, order counts."""
@@ -49,15 +48,15 @@ class Spool:
         if frame.is_empty():
             return
         self._buffer[kind].append(conform(frame, COLUMNS[kind], kind))
-        self.rows[kind] += frame.height
-        if sum(part.height for part in self._buffer[kind]) >= _BUFFERED_ROWS[kind]:
+        self._buffered[kind] += frame.estimated_size()
+        if self._buffered[kind] >= _BUFFERED_BYTES:
             self._flush(kind)
 
     def _flush(self, kind: Kind) -> None:
         if not self._buffer[kind]:
             return
         rows = pl.concat(self._buffer[kind]).sort("stay_id", maintain_order=True)
-        self._buffer[kind] = []
+        self._buffer[kind], self._buffered[kind] = [], 0
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{kind}-{len(self._files[kind]):05d}.parquet"
         rows.write_parquet(path, row_group_size=_ROW_GROUP, compression="lz4")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from trajlm.cohorts.eicu_rows import HOURS, STAY, EventTables
-from trajlm.cohorts.tables import Format
+from trajlm.cohorts.tables import Format, storable
 from trajlm.schema import Feature
 
 INFUSION = "infusion"
@@ -32,7 +32,7 @@ def read_infusions(tables: EventTables) -> list[Feature]:
         )
         rules = [
             ("names no drug", pl.col("drug").is_null() | (pl.col("drug") == "")),
-            ("no numeric rate", ~pl.col("value").is_finite().fill_null(False)),
+            ("no numeric rate", ~storable(pl.col("value")).fill_null(False)),
             ("value outside the possible range", pl.col("value") < 0),
         ]
         frame = tables.dated(table, frame, pl.col("infusionoffset"), rules=rules)

@@ -61,9 +61,10 @@ def _times(by_start: bool) -> tuple[pl.Expr, pl.Expr]:
     """Minutes from admission until an order is known to run, and minutes that tell whether it lies before admission."""
     ordered, start, stop = (pl.col(f"drug{what}offset") for what in ("order", "start", "stop"))
     known = start if by_start else pl.max_horizontal(ordered, start)
-    running = (start < 0) & (stop > 0)
-    # Zero stands where the time of stopping was not recorded, so it does not tell that an order had ended.
-    ended = (start < 0) & (stop < 0)
+    # Zero stands where no time of stopping was recorded: such an order had not ended by admission either. Whether one
+    # is ever recorded is known only later, so it must decide nothing.
+    ended = (start < 0) & (stop < 0).fill_null(False)
+    running = (start < 0) & ~ended
     known = pl.when(running).then(pl.max_horizontal(known, 0)).otherwise(known)
     return known, pl.when(ended).then(start).otherwise(known)
 

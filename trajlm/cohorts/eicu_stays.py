@@ -78,10 +78,6 @@ class StudyCohort:
         self._note("unit stays in the release")
         for reason, broken in _RULES:
             self.leave_out(reason, broken)
-        if self.stays.is_empty():
-            raise TrajlmError(
-                f"{release.raw}: none of its {self.attrition[0].stays} unit stays is one of the study cohort"
-            )
 
     def _note(self, rule: str) -> None:
         self.attrition.append(AttritionStep(rule, self.stays.height, self.stays["subject_id"].n_unique()))
@@ -90,6 +86,11 @@ class StudyCohort:
         """Reject the stays for which ``broken`` holds and note how many are left."""
         self.stays = self._release.screen(self.table, self.stays, [(reason, broken)])
         self._note(reason)
+        if self.stays.is_empty():
+            raise TrajlmError(
+                f"{self._release.raw}: none of its {self.attrition[0].stays} unit stays is one of the study cohort; "
+                f"the last were left out as: {reason}"
+            )
 
     def close(self) -> pl.DataFrame:
         """Keep what is left, note what is odd about it, and return it as the rows of stays of the contract."""
@@ -100,7 +101,7 @@ class StudyCohort:
         frame = self.stays.select(
             pl.col(STAY).alias("stay_id"),
             "subject_id",
-            (pl.col("unitdischargeoffset") / 60).alias("hours_in_unit"),
+            (pl.min_horizontal(_UNIT_END, _HOSPITAL_END) / 60).alias("hours_in_unit"),
             _mortality().alias(MORTALITY),
             pl.col("hospital_hours").alias(LENGTH_OF_STAY),
             order.rank("ordinal").over("subject_id").alias(ADMISSION_RANK),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 LINE = "line"  # 1-based line of the row in its raw file, the header being line 1
 
-_BUFFERED_ROWS = 200_000
+_BUFFERED_BYTES = 32_000_000
 
 
 class RowLedger:
@@ -109,19 +109,21 @@ class _Store:
         self._path = path
         self._writer: pq.ParquetWriter | None = None
         self._buffer: list[pl.DataFrame] = []
+        self._buffered = 0
         self._rows = 0
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take rows; the first ones fix the columns."""
         self._buffer.append(frame)
-        if sum(part.height for part in self._buffer) >= _BUFFERED_ROWS:
+        self._buffered += frame.estimated_size()
+        if self._buffered >= _BUFFERED_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self._buffer:
             return
         rows = pl.concat(self._buffer, how="diagonal").sort(LINE, maintain_order=True)
-        self._buffer = []
+        self._buffer, self._buffered = [], 0
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             schema = pa.schema([(name, pa.int64() if name == LINE else pa.large_string()) for name in rows.columns])

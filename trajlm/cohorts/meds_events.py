@@ -105,7 +105,7 @@ class EventReader:
             (UNMAPPED, place == _UNMAPPED),
             (UNWANTED, place == _UNWANTED),
             ("no numeric value, of a code that has them elsewhere", (place == _CONTINUOUS) & value.is_null()),
-            ("value is not finite", (place == _CONTINUOUS) & ~value.is_finite()),
+            ("value is not finite", (place == _CONTINUOUS) & ~(value.is_finite() & (value.abs() <= 3.4e38))),
         ])  # fmt: skip
         texts = rows.filter(place == _TEXT)
         if texts.is_empty():

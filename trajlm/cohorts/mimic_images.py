@@ -111,7 +111,7 @@ def small_picture(path: Path, pixels: int) -> bytes | str:
                 return TOO_SMALL
             picture.draft("L", (pixels, pixels))  # lets a JPEG of 3000 pixels a side decode at a fraction of its size
             grey = _grey(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # a damaged file may be any format, and each decoder fails in a way of its own
         return UNREADABLE
     scale = pixels / min(grey.size)
     width, height = (max(pixels, round(side * scale)) for side in grey.size)

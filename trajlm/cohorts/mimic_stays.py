@@ -20,6 +20,7 @@ from trajlm.schema import (
 )
 
 ADULT_YEARS = 18
+OLDEST_YEARS = 120  # the release gives 91 to all above 89; more is no age
 DEMOGRAPHICS = "demographics"
 
 _PATIENTS: dict[str, Format] = {"subject_id": "integer", "gender": "string", "anchor_age": "integer",
@@ -102,6 +103,7 @@ def _cohort_rules() -> list[tuple[str, pl.Expr]]:
         ("admission is not in admissions", pl.col("episode").is_null()),
         ("age is unknown", pl.col("age").is_null()),
         (f"younger than {ADULT_YEARS} years", pl.col("age") < ADULT_YEARS),
+        (f"older than {OLDEST_YEARS} years", pl.col("age") > OLDEST_YEARS),
         ("discharged from hospital before admission to it", pl.col("dischtime") < pl.col("admittime")),
         ("left the unit before entering it", pl.col("outtime") <= pl.col("intime")),
         ("entered the unit after discharge from hospital", pl.col("dischtime") <= pl.col("intime")),

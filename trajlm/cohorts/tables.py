@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as arrow_csv
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from trajlm.cohorts.ledger import LINE, RowLedger
+from trajlm.cohorts.tables_files import csv_parts, parquet_header, parquet_parts, read_header
 from trajlm.errors import TrajlmError, UnexpectedInput
 
 Format = Literal["integer", "number", "time", "string", "text"]
@@ -30,10 +24,7 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _EXPECTED = {"integer": "an integer or nothing", "number": "a number or nothing",
              "time": "a time as YYYY-MM-DD HH:MM:SS or nothing"}  # fmt: skip
-_BLOCK_BYTES = 1 << 25  # a row must fit in one block; a batch of a CSV table is one block
-_BATCH_ROWS = 500_000  # of a parquet table
-_BAR_FROM_BYTES = 50_000_000
-_READ_BYTES = 1 << 20
+_LARGEST = 3.4e38  # what float32, in which values are stored, can hold
 _PLACE = "place in the batch"
 _MARKS = (";", "\t", "|")
 
@@ -109,7 +100,12 @@ class Release:
     def find(self, *places: str) -> Path | None:
         """The first of ``places`` (without suffix) that exists as ``.csv``, ``.csv.gz`` or ``.parquet``."""
         for place in places:
-            found = [path for suffix in SUFFIXES if (path := self.raw / f"{place}{suffix}").is_file()]
+            named = [self.raw / f"{place}{suffix}" for suffix in SUFFIXES]
+            found = [path for path in named if path.exists() or path.is_symlink()]
+            for path in found:
+                if not path.is_file():
+                    came = "a folder" if path.is_dir() else "a link to nothing"
+                    raise TrajlmError(f"{path}: expected a table in one file, came {came}")
             if len(found) > 1:
                 raise TrajlmError(f"{found[0]} and {found[1].name} both exist; keep the one that is to be read")
             if found:
@@ -146,13 +142,13 @@ class Release:
         return self._batches(name, path, columns, select)
 
     def _batches(self, name: str, path: Path, columns: Mapping[str, Format], select: Select | None) -> Iterator[Table]:
-        header = _parquet_header(path) if path.suffix == ".parquet" else _read_header(path)
+        header = parquet_header(path) if path.suffix == ".parquet" else read_header(path)
         names = _canonical(path, header, columns)
         for column in columns:
             Table(name, path, pl.DataFrame(), names).require(column)
         lossy = [column for column, kind in zip(header, names, strict=True) if columns.get(kind) == "text"]
         is_csv = path.suffix != ".parquet"
-        parts = _csv_parts(path, header, lossy) if is_csv else _parquet_parts(path)
+        parts = csv_parts(path, header, lossy) if is_csv else parquet_parts(path)
         line = 2
         for part in parts:
             lines, line = _line_numbers(part, line, wraps=is_csv)
@@ -203,6 +199,12 @@ class Release:
                 self.ledger.reject(table.name, frame[stored].select(LINE, *raw), reason, count=len(places))
                 left = left.filter(~broken)
         return frame if left.height == frame.height else frame[left[_PLACE]]
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _canonical(path: Path, header: Sequence[str], wanted: Mapping[str, Format]) -> tuple[str, ...]:
@@ -262,7 +264,7 @@ def _parse_as(typed: pl.Series, kind: Format, text: pl.Series) -> pl.Series:
         cell = pl.col(typed.name)
         whole = pl.when(cell.is_finite() & (cell == cell.floor())).then(cell).cast(pl.Int64)
         return typed.to_frame().select(whole.alias(typed.name)).to_series()
-    number = typed.cast(pl.Int64 if kind == "integer" else pl.Float64)
+    number = typed.cast(pl.Int64 if kind == "integer" else pl.Float64, strict=False)
     return number if kind == "integer" else number.to_frame().select(_finite(pl.col(typed.name))).to_series()
 
 
@@ -271,7 +273,12 @@ def _without_zone(time: pl.Series) -> pl.Series:
 
 
 def _finite(number: pl.Expr) -> pl.Expr:
-    return pl.when(number.is_finite()).then(number)
+    return pl.when(storable(number)).then(number)
+
+
+def storable(number: pl.Expr) -> pl.Expr:
+    """Whether a number is finite and stays so as float32."""
+    return number.is_finite() & (number.abs() <= _LARGEST)
 
 
 def _parse(cell: pl.Expr, kind: Format) -> pl.Expr:
@@ -282,129 +289,6 @@ def _parse(cell: pl.Expr, kind: Format) -> pl.Expr:
     if kind == "number":
         return _finite(cell.cast(pl.Float64, strict=False))
     return pl.when(cell != "").then(cell)
-
-
-def _open(path: Path, errors: str = "strict") -> TextIO:
-    binary = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 (closed by its wrapper)
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors=errors, newline="")
-
-
-def _read_header(path: Path) -> list[str]:
-    try:
-        with _open(path, errors="replace") as lines:
-            header = next(csv.reader(lines), [])
-    except (OSError, EOFError, csv.Error) as error:
-        raise UnexpectedInput(path, expected="a readable table", came=str(error)) from None
-    if not header:
-        raise UnexpectedInput(path, line=1, expected="a header", came="an empty file")
-    for column in header:
-        if header.count(column) > 1:
-            raise UnexpectedInput(path, line=1, column=column, expected="each column once", came="it twice")
-    return header
-
-
-def _parquet_header(path: Path) -> list[str]:
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UnexpectedInput(path, expected="a parquet table", came=str(error)) from None
-
-
-def _parquet_parts(path: Path) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file.schema_arrow.empty_table()
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UnexpectedInput(path, expected="a whole parquet table", came=str(error)) from None
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _csv_parts(path: Path, header: list[str], lossy: Sequence[str]) -> Iterator[pa.Table]:
-    """All cells as strings, empty ones as ''; arrow rather than polars, which fills short lines silently."""
-    types = {column: pa.binary() if column in lossy else pa.string() for column in header}
-    yield pa.schema([(column, pa.string()) for column in header]).empty_table()
-    try:
-        if _holds_only_a_header(path):
-            return
-        with _progress(path) as source:
-            reader = arrow_csv.open_csv(
-                source,
-                read_options=arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-                parse_options=arrow_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-                convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
-            )
-            for batch in reader:
-                yield _decoded(pa.Table.from_batches([batch]).rename_columns(header), lossy)
-    except (pa.ArrowInvalid, OSError) as error:
-        _explain(path, header, lossy)
-        raise UnexpectedInput(path, expected="a CSV table in UTF-8", came=str(error)) from None
-
-
-@contextmanager
-def _progress(path: Path) -> Iterator[pa.NativeFile]:
-    """The bytes of a table, unpacked; a bar tells how far a large one has been read."""
-    size = path.stat().st_size
-    with (
-        path.open("rb") as file,
-        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=size < _BAR_FROM_BYTES) as bar,
-    ):
-
-        class Watched(io.RawIOBase):
-            """The file, telling the bar of every read."""
-
-            def readable(self) -> bool:
-                return True
-
-            def readinto(self, buffer: Any) -> int:
-                count = file.readinto(buffer)
-                bar.update(count)
-                return count
-
-        source = pa.PythonFile(io.BufferedReader(Watched(), _READ_BYTES), mode="r")
-        yield pa.CompressedInputStream(source, "gzip") if path.suffix == ".gz" else source
-
-
-def _holds_only_a_header(path: Path) -> bool:
-    """Arrow cannot stream a table of no rows."""
-    with _open(path, errors="replace") as lines:
-        reader = csv.reader(lines)
-        next(reader, None)
-        try:
-            return next(reader, None) is None
-        except csv.Error:  # a huge cell is a row
-            return False
-
-
-def _decoded(table: pa.Table, lossy: Sequence[str]) -> pa.Table:
-    for column in lossy:
-        decoded = pa.array((cell.as_py().decode("utf-8", "replace") for cell in table[column]), pa.large_string())
-        table = table.set_column(table.schema.get_field_index(column), column, decoded)
-    return table
-
-
-def _explain(path: Path, header: list[str], lossy: Sequence[str]) -> None:
-    """Read again, slowly, to name the line that a fast reader could not take."""
-    csv.field_size_limit(1 << 30)
-    line = 1
-    try:
-        with _open(path, errors="surrogateescape") as lines:
-            reader = csv.reader(lines)
-            for cells in reader:
-                if len(cells) != len(header):
-                    raise UnexpectedInput(path, line=line, expected=f"{len(header)} cells", came=f"{len(cells)}")
-                for column, cell in zip(header, cells, strict=True):
-                    if column not in lossy and any("\udc80" <= letter <= "\udcff" for letter in cell):
-                        raise UnexpectedInput(path, line=line, column=column, expected="UTF-8", came="other bytes")
-                line = reader.line_num + 1
-    except (OSError, EOFError) as error:
-        raise UnexpectedInput(path, line=line, expected="a whole file", came=str(error)) from None
 
 
 def _line_numbers(part: pa.Table, first: int, *, wraps: bool) -> tuple[pa.Array, int]:
