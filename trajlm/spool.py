@@ -48,7 +48,7 @@ class Spool:
         if frame.is_empty():
             return
         self._buffer[kind].append(conform(frame, COLUMNS[kind], kind))
-        self._buffered[kind] += frame.estimated_size()
+        self._buffered[kind] += int(frame.estimated_size())
         if self._buffered[kind] >= _BUFFERED_BYTES:
             self._flush(kind)
 

@@ -115,7 +115,7 @@ class _Store:
     def add(self, frame: pl.DataFrame) -> None:
         """Take rows; the first ones fix the columns."""
         self._buffer.append(frame)
-        self._buffered += frame.estimated_size()
+        self._buffered += int(frame.estimated_size())
         if self._buffered >= _BUFFERED_BYTES:
             self._flush()
 

@@ -161,8 +161,8 @@ def _watched(path: Path) -> Iterator[_Watched]:
         path.open("rb") as file,
         tqdm(total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=size < _BAR_FROM_BYTES) as bar,
     ):
-        told = _Told(file, bar)
-        yield _Watched(gzip.GzipFile(fileobj=told) if path.suffix == ".gz" else told)  # type: ignore[arg-type]
+        told: Any = _Told(file, bar)
+        yield _Watched(gzip.GzipFile(fileobj=told, mode="rb") if path.suffix == ".gz" else told)
 
 
 def _refuse_open_quote(path: Path) -> None:
