@@ -61,8 +61,9 @@ def _attrition(steps: pl.DataFrame) -> Figure:
     )
     axis = {"title": {"text": "stays left"}, "rangemode": "tozero"}
     spec = figure_spec(
-        [bar], 110 + 46 * steps.height, xaxis=axis, yaxis=_named_rows(steps["rule"].to_list()), bargap=0.35
-    )
+        [bar], 136 + 46 * steps.height, xaxis=axis, yaxis=_named_rows(steps["rule"].to_list()), bargap=0.35,
+        margin={"l": 56, "r": 16, "t": 38, "b": 48},  # the topmost bar reaches to where the figure's buttons stand
+    )  # fmt: skip
     reading = "Rules apply from top to bottom. A rule that removed stays is drawn in orange, with how many in brackets."
     return Figure("attrition", "Stays left after each rule", reading, _wrapped(spec, steps["rule"].to_list()))
 
