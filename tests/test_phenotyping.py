@@ -77,8 +77,18 @@ def test_a_comparison_shows_the_mean_and_not_the_members(phenotyped):
     assert f"phenotype_{PHENOTYPES[5]}" in (phenotyped / "tables" / "comparison.csv").read_text()
 
 
+def test_the_mimic_reader_names_the_phenotypes_as_the_task_does(prepared):
+    columns = {name.removeprefix("target_phenotype_") for name in prepared.stays.columns if "_phenotype_" in name}
+    assert columns == set(PHENOTYPES)
+
+
 def test_a_folder_without_phenotypes_says_so(prepared_folder, tmp_path):
+    shutil.copytree(prepared_folder, tmp_path / "prepared")
+    stays = pl.read_parquet(prepared_folder / "stays.parquet")
+    stays.drop([name for name in stays.columns if "_phenotype_" in name]).write_parquet(
+        tmp_path / "prepared" / "stays.parquet"
+    )
     refused = command("finetune.py", *RECIPE, "--finetuning.tasks", "[phenotyping]", "--encoders", "scratch",
-                      "--data", prepared_folder, "--out", tmp_path / "run", check=False)  # fmt: skip
+                      "--data", tmp_path / "prepared", "--out", tmp_path / "run", check=False)  # fmt: skip
     assert refused.returncode == 2
     assert f"has no column target_phenotype_{PHENOTYPES[0]}" in refused.stderr
