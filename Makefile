@@ -25,8 +25,9 @@ demo: $(BIN)/.core
 	$(BIN)/python interpret.py --run $(DEMO)/sequence --out $(DEMO)/report
 	@echo "The report: $(CURDIR)/$(DEMO)/report/index.html (open it in a browser; it needs no network)"
 
+# A file of tests stays on one worker, whose fixtures it shares; each worker computes on one thread.
 test: $(BIN)/.dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check .
