@@ -27,7 +27,7 @@ demo: $(BIN)/.core
 
 # A file of tests stays on one worker, whose fixtures it shares; each worker computes on one thread.
 test: $(BIN)/.dev lint
-	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check .

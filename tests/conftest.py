@@ -27,6 +27,14 @@ FINETUNING = [
 TRAJLM = [sys.executable, "-m", "trajlm.cli"]
 
 
+# Files whose tests run whole stages: begun first, so that no worker is left with them when the others are done.
+SLOW = ("test_pipeline", "test_readme", "test_experiment", "test_report_browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """What a command sees; one thread, so that sums have one order on any machine."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
