@@ -63,8 +63,9 @@ def main() -> None:
     lines = [
         "# Preparing MIMIC-IV as it grows",
         "",
-        f"`python benchmarks/prepare_mimic.py --raw DIR --scratch DIR --repeats {arguments.repeats}`, {machine()}. The "
-        "demo's tables many times over, as CSV; each figure is a process from its first import to its end.",
+        f"`python benchmarks/prepare_mimic.py --raw DIR --scratch DIR --copies {' '.join(map(str, arguments.copies))} "
+        f"--repeats {arguments.repeats}`, {machine()}. The demo's tables many times over, as CSV; each figure is a "
+        "process from its first import to its end.",
         "",
         "| copies | rows of events | prepare, s | rows per second | peak memory, MiB | bare scan, s | ratio |",
         "|---|---|---|---|---|---|---|",
