@@ -92,6 +92,7 @@ def _write_stages(
         return None
     summing = ThreadPoolExecutor(1)  # reading gigabytes once more need not wait for the work, nor the work for it
     inputs = summing.submit(_inputs, settings, files)
+    summing.shutdown(wait=False)
     bin_hours = cohort.DEFAULT_BIN_HOURS if settings.bin_hours is None else settings.bin_hours
     stages.next("splitting patients")
     counts = spool.counts()

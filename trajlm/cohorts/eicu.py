@@ -23,6 +23,7 @@ from trajlm.cohorts.eicu_medication import MEDICATION, read_medication
 from trajlm.cohorts.eicu_readings import APS, VITAL_APERIODIC, VITAL_PERIODIC, read_readings
 from trajlm.cohorts.eicu_rows import STAY, STAY_ENDS, EventTables
 from trajlm.cohorts.eicu_stays import StudyCohort
+from trajlm.cohorts.leaks import length_leak
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.cohorts.tables import Release
 from trajlm.config import PrepareConfig
@@ -67,14 +68,6 @@ _LAB_LEAK = "stays without any laboratory result are left out, whenever the resu
 _CHARTED_LEAK = "laboratory results are dated by when the specimen was drawn, not by when the result was known"
 _START_LEAK = "drug orders are dated by their start even where they were entered later"
 _APS_LEAK = "variables of the severity score stand at hour 0 though they summarise the first 24 hours"
-_END_LEAK = (
-    "a stay that ends within the window has no events after its end: how long its timeline runs tells when the patient "
-    "died or left; landmarks compare only stays still in the unit then"
-)
-_WHOLE_STAY_LEAK = (
-    "whole stays are read, without a window: late beliefs know nearly everything up to death or discharge, and how "
-    "long a timeline runs is the length of stay"
-)
 
 
 def read(raw: Path, settings: PrepareConfig, ledger: RowLedger, spool: Spool) -> RawTimelines:
@@ -149,5 +142,5 @@ def _open_leaks(settings: PrepareConfig) -> tuple[str, ...]:
         *((_CHARTED_LEAK,) if settings.result_times == "charted" else ()),
         *((_START_LEAK, _LAB_LEAK) if settings.paper_faithful else (_ADMISSION_LEAK,)),
         *((_APS_LEAK,) if settings.aps_at_admission else ()),
-        _WHOLE_STAY_LEAK if settings.window_hours is None else _END_LEAK,
+        length_leak(settings.window_hours),
     )

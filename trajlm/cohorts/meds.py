@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from trajlm.cohorts.leaks import length_leak
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.cohorts.meds_events import EventReader
 from trajlm.cohorts.meds_files import CODES, DATA, Dataset, check_columns
@@ -44,14 +45,6 @@ _MOST_SHOWN = 5
 _LEAK = (
     "rows are dated as the dataset dates them; whether a result stands at its specimen's time or at the time it was "
     "available is a choice of whoever wrote the dataset"
-)
-_END_LEAK = (
-    "a stay that ends within the window has no events after its end: how long its timeline runs tells when the patient "
-    "died or left; landmarks compare only stays still in the unit then"
-)
-_WHOLE_STAY_LEAK = (
-    "whole stays are read, without a window: late beliefs know nearly everything up to death or discharge, and how "
-    "long a timeline runs is the length of stay"
 )
 _PREDICTION_LEAK = "events after the prediction time of a stay's labels are read, as the mapping asks"
 
@@ -107,7 +100,7 @@ def read(raw: Path, settings: PrepareConfig, ledger: RowLedger, spool: Spool) ->
 
 
 def _open_leaks(mapping: MedsMapping, settings: PrepareConfig) -> tuple[str, ...]:
-    end = _WHOLE_STAY_LEAK if settings.window_hours is None else _END_LEAK
+    end = length_leak(settings.window_hours)
     ignored = mapping.targets and mapping.prediction_time == "ignored"
     return (_LEAK, end, _PREDICTION_LEAK) if ignored else (_LEAK, end)
 

@@ -13,6 +13,7 @@ from trajlm.cohorts.meds_index import Index
 from trajlm.cohorts.meds_mapping import MedsMapping
 from trajlm.cohorts.meds_stays import LEFT_OUT, NO_STAY, Stays
 from trajlm.cohorts.meds_targets import CLOSES, hours_between
+from trajlm.cohorts.tables import storable
 from trajlm.config import PrepareConfig
 from trajlm.schema import DOCUMENT_COLUMNS, MEASUREMENT_COLUMNS
 from trajlm.spool import Spool
@@ -105,7 +106,7 @@ class EventReader:
             (UNMAPPED, place == _UNMAPPED),
             (UNWANTED, place == _UNWANTED),
             ("no numeric value, of a code that has them elsewhere", (place == _CONTINUOUS) & value.is_null()),
-            ("value is not finite", (place == _CONTINUOUS) & ~(value.is_finite() & (value.abs() <= 3.4e38))),
+            ("value is not finite", (place == _CONTINUOUS) & ~storable(value)),
         ])  # fmt: skip
         texts = rows.filter(place == _TEXT)
         if texts.is_empty():

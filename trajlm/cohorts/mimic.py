@@ -16,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
+from trajlm.cohorts.leaks import length_leak
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.cohorts.mimic_images import CHEST_XRAY, read_images
 from trajlm.cohorts.mimic_items import SERIES, read_items
@@ -48,14 +49,6 @@ _DEMOGRAPHICS_LEAK = (
     "demographics such as insurance and marital status stand at hour 0 but may have been edited later in the admission"
 )
 _IMAGE_LEAK = "chest X-rays are dated by when they were taken; MIMIC-CXR does not tell when they could be seen"
-_END_LEAK = (
-    "a stay that ends within the window has no events after its end: how long its timeline runs tells when the patient "
-    "died or left; landmarks compare only stays still in the unit then"
-)
-_WHOLE_STAY_LEAK = (
-    "whole stays are read, without a window: late beliefs know nearly everything up to death or discharge, and how "
-    "long a timeline runs is the length of stay"
-)
 _DISCHARGE_LEAK = (
     "discharge summaries are written after the outcome is known and are dated by day; as only those dated within the "
     "stay in the unit are kept, mostly of patients who died there or went home from there, their very presence tells "
@@ -171,6 +164,6 @@ def _other_leaks(timing: Timing, found: set[str]) -> list[str]:
     return [
         *([_IMAGE_LEAK] if CHEST_XRAY in found else []),
         _DEMOGRAPHICS_LEAK,
-        _WHOLE_STAY_LEAK if timing.window_hours is None else _END_LEAK,
+        length_leak(timing.window_hours),
         *([_DISCHARGE_LEAK] if DISCHARGE_NOTE in found else []),
     ]

@@ -1,0 +1,111 @@
+"""How an event becomes an embedding of the backbone: its latent, its state, its time and what stands beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trajlm.encoders.numeric import AGE_KNOTS, OUTERMOST, VALUE_KNOTS, PiecewiseShares
+
+
+class HoursEncoding(nn.Module):
+    """Sines and cosines of the hours since admission, periods from half an hour to six weeks, mapped to LLM width."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float, waves: int = 16) -> None:
+        super().__init__()
+        periods = torch.logspace(np.log10(0.5), 3.0, waves)
+        self.register_buffer("frequencies", 2 * torch.pi / periods)
+        self.project = nn.Linear(2 * waves, width)
+        nn.init.normal_(self.project.weight, std=0.1 * scale)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, hours: Tensor) -> Tensor:
+        """float[..., H] of hours float[...]."""
+        angle = hours[..., None] * self.frequencies
+        return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+
+def to_width(width: int, scale: float) -> nn.Sequential:
+    """Hidden values to LLM width; starts with the spread of the backbone's own token embeddings."""
+    last = nn.LayerNorm(width)
+    nn.init.constant_(last.weight, scale)
+    return nn.Sequential(nn.GELU(), nn.Linear(width, width), last)
+
+
+class Projector(nn.Module):
+    """The first layer an event of one modality meets: its latent and, where asked for, its state beside.
+
+    A frozen latent keeps what aligns with other modalities; a threshold of one laboratory value need not be in it.
+
+    Args:
+        latent_width: D.
+        features: F of the modality whose state is read; 0 reads the latent alone.
+        reads_latent: False reads the state alone.
+        width: H.
+        input_dropout: in training, share of inputs left out.
+    """
+
+    def __init__(self, latent_width: int, features: int, reads_latent: bool, width: int, input_dropout: float) -> None:
+        super().__init__()
+        self.features, self.reads_latent = features, reads_latent
+        self.values, self.ages = PiecewiseShares(VALUE_KNOTS), PiecewiseShares(AGE_KNOTS)
+        coded = features * (3 + self.values.shares + self.ages.shares)
+        self.dropout = nn.Dropout(input_dropout)
+        self.layer = nn.Linear(latent_width * reads_latent + coded, width)
+
+    def forward(self, latents: Tensor, state: Tensor) -> Tensor:
+        """float[N, H] of latents float[N, D] and state float[N, V]."""
+        parts = [latents] if self.reads_latent else []
+        if self.features:
+            known = state[:, : 3 * self.features].clamp(-OUTERMOST, OUTERMOST)
+            value, ever, since = known.chunk(3, dim=-1)
+            shares = self.values(value) * ever.repeat_interleave(self.values.shares, dim=-1)
+            parts += [known, shares, self.ages(since)]
+        return self.layer(self.dropout(torch.cat(parts, dim=-1)))
+
+
+class NewestFusion(nn.Module):
+    """An event together with the newest event of every other modality, as one.
+
+    Every modality contributes its newest event so far, how old that is and whether it is the event at hand; a modality
+    not seen yet contributes its missing token (Eq. 1). Nothing later than the event enters.
+    """
+
+    def __init__(self, modalities: int, width: int) -> None:
+        super().__init__()
+        self.age = nn.Parameter(0.1 * torch.randn(modalities, width))
+        self.new = nn.Parameter(0.1 * torch.randn(modalities, width))
+
+    def forward(self, events: Tensor, missing: Tensor, modality: Tensor, hours: Tensor, present: Tensor) -> Tensor:
+        """float[B, S, H].
+
+        Args:
+            events: float[B, S, H], each event alone.
+            missing: float[M, H], the missing tokens.
+            modality, hours, present: of a :class:`TrajectoryBatch`.
+        """
+        position = torch.arange(events.shape[1], device=events.device).expand_as(modality)
+        total = torch.zeros_like(events)
+        for index, token in enumerate(missing):
+            newest = newest_position(modality, present, index)
+            at = newest.clamp_min(0)
+            # Padding stands at hour 0, before the event it would look back to.
+            age = torch.log1p((hours - hours.gather(1, at)).clamp_min(0.0))[..., None].to(events.dtype)
+            held = events.gather(1, at[..., None].expand_as(events)) + age * self.age[index]
+            held = held + (newest == position)[..., None] * self.new[index]
+            total = total + torch.where((newest >= 0)[..., None], held, token)
+        return total
+
+
+def newest_position(modality: Tensor, present: Tensor, index: int) -> Tensor:
+    """int64[B, S]: position of the newest event of modality ``index`` up to and with each event; -1 before the first.
+
+    Args:
+        modality, present: int64[B, S] and bool[B, S] of a :class:`TrajectoryBatch`.
+        index: the modality.
+    """
+    position = torch.arange(modality.shape[1], device=modality.device).expand_as(modality)
+    return torch.where(present & (modality == index), position, -1).cummax(dim=1).values
