@@ -11,7 +11,9 @@ import pytest
 import torch
 from test_trajectory import toy_batch, toy_model
 
+from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError
+from trajlm.interception import AttentionCall
 from trajlm.interpret.ablation import (
     NOTHING,
     ablated_cohort,
@@ -19,7 +21,7 @@ from trajlm.interpret.ablation import (
     cohort_ablation,
     most_divergent_stays,
 )
-from trajlm.interpret.attention import attention_weights, read_with_attention, static_share, stay_attention
+from trajlm.interpret.attention import read_with_attention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory, most_moving_events, summary
 from trajlm.latents import TrajectoryBatch
 from trajlm.schema import Event, FittedFeature, Timeline
@@ -112,8 +114,8 @@ def test_weights_with_grouped_keys_equal_plain_loops():
                 weights = np.exp(np.array(scores) - max(scores))
                 expected[stay, row, allowed] += weights / weights.sum() / 4
     for mask in (seen, additive):
-        assert np.allclose(attention_weights(query, key, mask, 0.5), expected, atol=1e-6)
-    assert np.allclose(attention_weights(query, key, None, 0.5)[0], expected[0], atol=1e-6)
+        assert np.allclose(AttentionCall(query, key, mask, 0.5).mean_weights(), expected, atol=1e-6)
+    assert np.allclose(AttentionCall(query, key, None, 0.5).mean_weights()[0], expected[0], atol=1e-6)
 
 
 def test_the_map_of_a_stay_is_labelled_by_event_and_hour(prepared, beliefs, model):

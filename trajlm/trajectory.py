@@ -192,8 +192,18 @@ class TrajectoryModel(nn.Module):
             events = self.embed(batch)
         else:
             events = self.embed(before.followed_by(batch))[:, before.present.shape[1] :]
+        return self.read(events, batch.present, cache, use_cache)
+
+    def read(self, events: Tensor, present: Tensor, cache: Any = None, use_cache: bool = False) -> TrajectoryOutput:
+        """What :meth:`forward` makes of its events once they are embedded.
+
+        Args:
+            events: float[B, S, H], as :meth:`embed` returns them.
+            present: bool[B, S], False at padding.
+            cache, use_cache: as in :meth:`forward`.
+        """
         sequence, positions = interleave(events, self.predict)
-        mask = batch.present.repeat_interleave(2, dim=1)
+        mask = present.repeat_interleave(2, dim=1)
         with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
             output = self.backbone(
                 inputs_embeds=sequence,

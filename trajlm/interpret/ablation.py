@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import torch
 
+from trajlm.anchoring import read_with_static_share
 from trajlm.dataset import Prepared
-from trajlm.interpret.attention import read_with_attention, static_share
+from trajlm.interpret.edits import Ablation
 from trajlm.latents import Latents, TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
 
@@ -74,7 +75,7 @@ def cohort_ablation(
 def _last_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) -> pl.DataFrame:
     last = batch.present.sum(dim=1) - 1
     rows = torch.arange(len(last), device=last.device)
-    output, maps = read_with_attention(model, batch)
+    output, share = read_with_static_share(model, batch)
     beliefs = model.beliefs_of(output.readouts[rows, last])
     columns: dict[str, Any] = {
         "stay_id": batch.stay_ids.cpu().numpy(),
@@ -82,13 +83,62 @@ def _last_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) 
         "events": (last + 1).cpu().numpy(),
         "event_index": batch.event_index[rows, last].cpu().numpy(),
         "hours_since_admission": batch.hours[rows, last].cpu().numpy(),
-        "static_share": static_share(model, batch, maps[-1]).cpu().double().numpy(),
+        "static_share": share.cpu().double().numpy(),
     }
     for k, target in enumerate(model.targets):
         columns[f"belief_{target}"] = beliefs[target].cpu().double().numpy()
         columns[f"target_{target}"] = batch.targets[:, k].cpu().double().numpy()
     nan_is_unknown = [pl.col("static_share"), *(pl.col(f"target_{t}") for t in model.targets)]
     return pl.DataFrame(columns).with_columns(c.fill_nan(None) for c in nan_is_unknown)
+
+
+@torch.no_grad()
+def ablation_trajectories(
+    model: TrajectoryModel, batch: TrajectoryBatch, ablations: Sequence[Ablation]
+) -> pl.DataFrame:
+    """Beliefs of one stay or many after every event, with nothing ablated and under each ablation.
+
+    Args:
+        model: fine-tuned.
+        batch: of the stays (:meth:`TrajectoryModel.encode_timeline`, or :func:`cohort_batches`).
+        ablations: what to take away; their names must differ.
+
+    Returns:
+        one row per stay, ablation and event that is still there: stay_id, ablated ("nothing" or the ablation's name),
+        event_index, hours_since_admission, modality, replaced (the event shows its missing token), and for each target
+        ``belief_<t>`` and ``drift_<t>``: the belief minus that after the same event with nothing ablated. A stay that
+        an ablation does not touch has no rows for it, nor has one that would keep no event.
+    """
+    model.eval()
+    whole = model.belief_frame(batch, model(batch).readouts).drop("split")
+    frames = [whole.with_columns(pl.lit(NOTHING).alias("ablated"), pl.lit(False).alias("replaced"))]
+    for ablation in ablations:
+        chosen = ablation.chosen(model, batch)
+        usable = chosen.any(dim=1)
+        if ablation.how == "removed":
+            usable &= (batch.present & ~chosen).any(dim=1)
+        if usable.any():
+            touched = batch.select(usable)
+            ablated = ablation.apply(model, touched)
+            frame = model.belief_frame(ablated, model(ablated).readouts).drop("split")
+            taken = pl.DataFrame({"stay_id": touched.stay_ids[chosen[usable].nonzero()[:, 0]].cpu().numpy(),
+                                  "event_index": touched.event_index[chosen[usable]].cpu().numpy()})  # fmt: skip
+            frame = frame.join(
+                taken.with_columns(replaced=True), on=["stay_id", "event_index"], how="left", maintain_order="left"
+            )
+            frames.append(
+                frame.with_columns(pl.lit(ablation.name).alias("ablated"), pl.col("replaced").fill_null(False))
+            )
+    return _with_drift(pl.concat(frames, how="diagonal"), whole, model.targets)
+
+
+def _with_drift(frames: pl.DataFrame, whole: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
+    before = whole.select("stay_id", "event_index", *(pl.col(f"belief_{t}").alias(f"before_{t}") for t in targets))
+    both = frames.join(before, on=["stay_id", "event_index"], how="left", maintain_order="left")
+    drifts = [(pl.col(f"belief_{t}") - pl.col(f"before_{t}")).alias(f"drift_{t}") for t in targets]
+    columns = ["stay_id", "ablated", "event_index", "hours_since_admission", "modality", "replaced"]
+    beliefs = [name for t in targets for name in (f"belief_{t}", f"drift_{t}")]
+    return both.with_columns(drifts).select(*columns, *beliefs)
 
 
 def anchoring(ablations: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:

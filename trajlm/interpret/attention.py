@@ -6,98 +6,28 @@ keys and mask, so what is shown is what the model used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from torch import Tensor
 
+from trajlm.anchoring import EVENTS, READ_OUTS, is_static
 from trajlm.backbones import text_config
 from trajlm.errors import TrajlmError
+from trajlm.interception import AttentionCall, Interception, bare, intercepted, layer_numbers, no_attention
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel, TrajectoryOutput
-
-RECORDING = "trajlm_recording"
-
-
-class _Recorder:
-    """Where the running forward pass puts the maps of the layers it was asked for."""
-
-    def __init__(self) -> None:
-        self.wanted: set[int] = set()
-        self.maps: dict[int, Tensor] = {}
-
-
-_recorder = _Recorder()
-
-
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Attention averaged over heads.
-
-    Args:
-        query: float[B, heads, T, d].
-        key: float[B, key heads, T, d]; key heads divide heads.
-        mask: bool (True may be seen) or additive float [B or 1, 1 or heads, T, T]; None is plain causal.
-        scaling: factor of the dot products.
-
-    Returns:
-        float32[B, T, T].
-    """
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
-    if mask is None:
-        t = scores.shape[-1]
-        scores = scores.masked_fill(torch.ones(t, t, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
-    elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask.float()
-    return scores.softmax(dim=-1).mean(dim=1)
-
-
-def _recording_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if layer in _recorder.wanted:
-        scaling = options.get("scaling") or query.shape[-1] ** -0.5
-        _recorder.maps[layer] = attention_weights(query, key, attention_mask, scaling)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-
-
-AttentionInterface.register(RECORDING, _recording_forward)
-AttentionMaskInterface.register(RECORDING, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
-@contextmanager
-def _recording(backbone: nn.Module, layers: set[int]) -> Iterator[dict[int, Tensor]]:
-    trunk: Any = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
-    before = trunk.config._attn_implementation
-    try:
-        trunk.set_attn_implementation(RECORDING)
-    except (ValueError, AttributeError) as error:
-        raise TrajlmError(
-            f"this backbone has no attention that can be recorded: {str(error).splitlines()[0]}"
-        ) from error
-    _recorder.wanted, _recorder.maps = layers, {}
-    try:
-        yield _recorder.maps
-    finally:
-        _recorder.wanted = set()
-        trunk.set_attn_implementation(before)
 
 
 @torch.no_grad()
 def read_with_attention(
-    model: TrajectoryModel, batch: TrajectoryBatch, layers: Sequence[int] = (-1,)
+    model: TrajectoryModel,
+    batch: TrajectoryBatch,
+    layers: Sequence[int] = (-1,),
+    heads: Sequence[int] | None = None,
 ) -> tuple[TrajectoryOutput, dict[int, Tensor]]:
     """One forward pass that also returns the attention of the chosen layers, averaged over heads.
 
@@ -107,24 +37,33 @@ def read_with_attention(
         model: in evaluation mode.
         batch: B timelines of up to S events.
         layers: layer numbers, negative ones from the end.
+        heads: heads to average over; None is all of them, one is that head alone.
 
     Returns:
         the model's output, and by the layer number asked for float32[B, 2S, 2S] over events and [PREDICT]s; rows of
         padding mean nothing.
 
     Raises:
-        TrajlmError: a layer does not exist or has no attention (state-space layers).
+        TrajlmError: a layer or head does not exist, or the layer has no attention (state-space layers).
     """
-    depth = int(text_config(model.backbone).num_hidden_layers)
-    wrong = [layer for layer in layers if not -depth <= layer < depth]
-    if wrong:
-        raise TrajlmError(f"the backbone has layers 0 to {depth - 1} (or -1 to -{depth}), asked for {wrong}")
-    with _recording(model.backbone, {layer % depth for layer in layers}) as maps:
+    numbers = layer_numbers(model.backbone, layers)
+    check_heads(model, heads)
+
+    def keep(call: AttentionCall) -> Tensor:
+        return call.mean_weights(heads)
+
+    with intercepted(model.backbone, Interception(dict.fromkeys(numbers, keep))) as maps:
         output = model(batch)
-    silent = [layer for layer in layers if layer % depth not in maps]
-    if silent:
-        raise TrajlmError(f"layers {silent} of this backbone have no attention")
-    return output, {layer: maps[layer % depth] for layer in layers}
+    return output, {asked: maps.seen[number] for asked, number in zip(layers, numbers, strict=True)}
+
+
+def check_heads(model: TrajectoryModel, heads: Sequence[int] | None) -> None:
+    """Raise TrajlmError for a head that the backbone does not have."""
+    count = getattr(text_config(model.backbone), "num_attention_heads", None)
+    if heads is not None and count is None:
+        raise TrajlmError(no_attention(bare(model.backbone), "heads cannot be chosen"))
+    if heads is not None and (not heads or not all(0 <= head < int(count or 0) for head in heads)):
+        raise TrajlmError(f"the backbone has heads 0 to {int(count or 0) - 1}, asked for {list(heads)}")
 
 
 @dataclass(frozen=True)
@@ -133,18 +72,27 @@ class StayAttention:
 
     Attributes:
         weights: float32[T, T], rows the querying position; causal, rows sum to 1.
-        positions: T rows: position, kind (event, predict), modality, hours_since_admission.
+        positions: T rows: position, kind (event, predict), event_index, modality, hours_since_admission, static.
     """
 
     weights: np.ndarray
     positions: pl.DataFrame
 
 
-def stay_attention(model: TrajectoryModel, batch: TrajectoryBatch, layer: int = -1) -> StayAttention:
-    """The attention map of a batch of one timeline, its positions labelled by modality and hour."""
+def stay_attention(
+    model: TrajectoryModel, batch: TrajectoryBatch, layer: int = -1, head: int | None = None
+) -> StayAttention:
+    """The attention map of a batch of one timeline, its positions labelled by modality and hour.
+
+    Args:
+        model: in evaluation mode.
+        batch: of one timeline.
+        layer: which layer; negative ones count from the end.
+        head: which head; None averages over all.
+    """
     if len(batch.stay_ids) != 1:
         raise ValueError(f"expected one timeline, came {len(batch.stay_ids)}")
-    _, maps = read_with_attention(model, batch, [layer])
+    _, maps = read_with_attention(model, batch, [layer], None if head is None else [head])
     weights = maps[layer][0].cpu().numpy()
     names = np.array(model.encoders.modalities)[batch.modality[0].cpu().numpy()]
     count = len(names)
@@ -152,21 +100,70 @@ def stay_attention(model: TrajectoryModel, batch: TrajectoryBatch, layer: int = 
         {
             "position": np.arange(2 * count),
             "kind": ["event", "predict"] * count,
+            "event_index": np.repeat(batch.event_index[0].cpu().numpy(), 2),
             "modality": np.repeat(names, 2),
             "hours_since_admission": np.repeat(batch.hours[0].cpu().numpy(), 2),
+            "static": np.repeat(is_static(model, batch)[0].cpu().numpy(), 2),
         }
     )
     return StayAttention(weights, positions)
 
 
-def static_share(model: TrajectoryModel, batch: TrajectoryBatch, weights: Tensor) -> Tensor:
-    """float32[B]: share of attention ``weights`` float[B, 2S, 2S] that the read-outs put on static events.
+def event_attention(attention: StayAttention) -> pl.DataFrame:
+    """What every event gives and gets, read off a stay's map.
 
-    The mean over the [PREDICT] rows of a stay of the weight on its static events' positions; NaN for a stay whose
-    timeline holds no static event.
+    Returns:
+        one row per event: event_index, modality, hours_since_admission, and shares of attention in [0, 1]:
+        ``from_last`` what the last read-out puts on the event, ``from_own`` what its own read-out does,
+        ``from_later`` the mean over the read-outs after it (null for the last event), and ``on_static``, ``on_self``,
+        ``on_earlier``, ``on_read_outs`` where its own read-out looks: at static events, at the event itself, at earlier
+        events that are not static, at [PREDICT]s (its own among them). These last four add up to 1; a static event is
+        ``on_static`` to its own read-out.
     """
-    static = torch.tensor([model.modalities[m].static for m in model.encoders.modalities], device=weights.device)
-    is_static = static[batch.modality] & batch.present
-    on_static = (weights[:, 1::2, 0::2] * is_static[:, None, :]).sum(dim=-1)
-    mean = (on_static * batch.present).sum(dim=1) / batch.present.sum(dim=1)
-    return torch.where(is_static.any(dim=1), mean, float("nan"))
+    events = attention.positions.filter(pl.col("kind") == "event").drop("position", "kind", "static")
+    return events.with_columns(**_given(attention.weights), **_looks(attention))
+
+
+def _given(weights: np.ndarray) -> dict[str, pl.Series]:
+    to_events = weights[READ_OUTS, EVENTS].astype(np.float64)  # [read-out, event]
+    count = len(to_events)
+    later = np.arange(count)[:, None] > np.arange(count)[None, :]
+    totals, rows = (to_events * later).sum(axis=0), later.sum(axis=0)
+    means = pl.Series(totals / np.maximum(rows, 1))
+    return {
+        "from_last": pl.Series(to_events[-1]),
+        "from_own": pl.Series(np.diagonal(to_events).copy()),
+        "from_later": pl.Series([None if n == 0 else m for m, n in zip(means, rows, strict=True)], dtype=pl.Float64),
+    }
+
+
+def _looks(attention: StayAttention) -> dict[str, pl.Series]:
+    read_outs = attention.weights[READ_OUTS].astype(np.float64)
+    to_events = read_outs[:, EVENTS]
+    is_static = attention.positions["static"].to_numpy()[EVENTS]
+    own = np.where(is_static, 0.0, np.diagonal(to_events))
+    on_static = to_events[:, is_static].sum(axis=1)
+    return {
+        "on_static": pl.Series(on_static),
+        "on_self": pl.Series(own),
+        "on_earlier": pl.Series(to_events.sum(axis=1) - on_static - own),
+        "on_read_outs": pl.Series(read_outs[:, READ_OUTS].sum(axis=1)),
+    }
+
+
+def attention_table(attention: StayAttention) -> pl.DataFrame:
+    """A stay's map as a table.
+
+    Returns:
+        one row per pair of positions of which the first may see the second: ``query, query_kind, query_event_index,
+        query_modality, query_hours, key, key_kind, key_event_index, key_modality, key_hours, weight``.
+    """
+    rows, columns = np.tril_indices(len(attention.weights))
+    labels = attention.positions.drop("static")
+    parts = []
+    for side, chosen in (("query", rows), ("key", columns)):
+        names = {name: f"{side}_{name}" for name in labels.columns}
+        named = names | {"position": side, "hours_since_admission": f"{side}_hours"}
+        parts.append(labels[chosen].rename(named))
+    weights = pl.DataFrame({"weight": attention.weights[rows, columns]})
+    return pl.concat([*parts, weights], how="horizontal")

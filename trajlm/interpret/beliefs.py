@@ -9,6 +9,10 @@ import polars as pl
 from trajlm.schema import Event, FittedFeature, Timeline
 from trajlm.trajectory import TrajectoryModel
 
+VALUE_COLUMNS: dict[str, pl.DataType] = {
+    "event_index": pl.Int64(), "hours_since_admission": pl.Float64(), "modality": pl.String(), "feature": pl.String(),
+    "value": pl.Float64(), "unit": pl.String(),
+}  # fmt: skip
 MOST_VALUES = 12  # a lab panel fits; an hour of everything is cut with a count
 
 
@@ -31,6 +35,22 @@ def belief_trajectory(model: TrajectoryModel, timeline: Timeline, notes: bool = 
         pl.Series("summary", summaries, dtype=pl.String),
         *(pl.col(f"belief_{target}").diff().alias(f"change_{target}") for target in model.targets),
     )
+
+
+def raw_values(model: TrajectoryModel, timeline: Timeline) -> pl.DataFrame:
+    """What every numeric event measured, as recorded.
+
+    Returns:
+        one row per measurement: event_index, hours_since_admission, modality, feature, value, unit; categories have the
+        value 1 and no unit.
+    """
+    names = {feature.feature_id: feature for feature in model.features}
+    rows = [
+        (index, event.hours_since_admission, event.modality, names[feature].name, value, names[feature].unit)
+        for index, event in enumerate(timeline.events)
+        for feature, value in zip(event.feature_ids, event.values, strict=True)
+    ]
+    return pl.DataFrame(rows, schema=VALUE_COLUMNS, orient="row")
 
 
 def summary(event: Event, features: dict[int, FittedFeature], notes: bool = False) -> str:

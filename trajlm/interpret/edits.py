@@ -1,0 +1,182 @@
+"""Timelines with events taken away: a modality, single events, a span of hours; of one stay or of a cohort.
+
+An event also lives on in what later events of its modality carry forward (:class:`trajlm.views.CarriedState`), and an
+encoder may have read that into their latents. So later states are recomputed without the ablated events, and the events
+whose state changed are encoded anew. ``carried="kept"`` leaves them as they were, as :meth:`TrajectoryBatch.keep` does:
+the event is gone and what it measured is still known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trajlm.errors import TrajlmError
+from trajlm.latents import TrajectoryBatch
+from trajlm.reading import newest_position
+from trajlm.trajectory import TrajectoryModel
+from trajlm.views import NumericView
+
+How = Literal["removed", "missing_token"]
+Carried = Literal["forgotten", "kept"]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Which events are taken away: those that meet every condition given.
+
+    Attributes:
+        name: as tables say it.
+        modalities: names; None is any.
+        events: ``event_index`` of the events; None is any.
+        hours: (first, last) hours since admission, both included; None is any time.
+        how: removed closes the gap; missing_token leaves the event's place and hour and shows its modality's missing
+            token there.
+        carried: forgotten takes the events' values out of what later events carry forward; kept leaves them known.
+    """
+
+    name: str
+    modalities: tuple[str, ...] | None = None
+    events: tuple[int, ...] | None = None
+    hours: tuple[float, float] | None = None
+    how: How = "removed"
+    carried: Carried = "forgotten"
+
+    def chosen(self, model: TrajectoryModel, batch: TrajectoryBatch) -> Tensor:
+        """bool[B, S]: the events of a batch that are ablated. Raises TrajlmError for an unknown modality."""
+        found = batch.present.clone()
+        if self.modalities is not None:
+            known = model.encoders.modalities
+            unknown = sorted(set(self.modalities) - set(known))
+            if unknown:
+                raise TrajlmError(f"the model never learned {unknown[0]!r}; it reads {', '.join(known)}")
+            found &= _among(batch.modality, [known.index(name) for name in self.modalities])
+        if self.events is not None:
+            found &= _among(batch.event_index, self.events)
+        if self.hours is not None:
+            found &= (batch.hours >= self.hours[0]) & (batch.hours <= self.hours[1])
+        return found
+
+    def apply(self, model: TrajectoryModel, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """The batch without the events it chooses; see :func:`ablate`."""
+        return ablate(model, batch, self.chosen(model, batch), self.how, self.carried)
+
+
+def _among(values: Tensor, wanted: Sequence[int]) -> Tensor:
+    return torch.isin(values, torch.tensor(list(wanted), dtype=values.dtype, device=values.device))
+
+
+@torch.no_grad()
+def ablate(
+    model: TrajectoryModel,
+    batch: TrajectoryBatch,
+    chosen: Tensor,
+    how: How = "removed",
+    carried: Carried = "forgotten",
+) -> TrajectoryBatch:
+    """Timelines without the events of ``chosen`` bool[B, S].
+
+    Nothing of the ablated events is left in the batch where they are ``forgotten``: their values may be anything.
+
+    Raises:
+        TrajlmError: a stay would lose its last event, or one of two events of a modality at the same hour alone.
+    """
+    chosen = chosen & batch.present
+    left = (batch.present & ~chosen).any(dim=1)
+    if how == "removed" and not left.all():
+        stay = int(batch.stay_ids[~left][0])
+        raise TrajlmError(f"stay {stay}: no event is left; replace its events by the missing token, or leave it out")
+    if carried == "forgotten":
+        batch = _forget(model, batch, chosen)
+    if how == "removed":
+        return batch.keep(~chosen)
+    tokens = model.encoders.missing_tokens[batch.modality]
+    return replace(
+        batch,
+        latents=torch.where(chosen[..., None], tokens, batch.latents),
+        state=batch.state.masked_fill(chosen[..., None], 0.0),
+    )
+
+
+def _forget(model: TrajectoryModel, batch: TrajectoryBatch, chosen: Tensor) -> TrajectoryBatch:
+    """Later states and latents as they would be without the chosen events."""
+    latents, state = batch.latents.clone(), batch.state.clone()
+    for index, name in enumerate(model.encoders.modalities):
+        own = (batch.modality == index) & batch.present
+        features = model.encoders.features[name]
+        if features and (own & chosen).any():
+            _check_ties(batch, own, chosen, index, name)
+            changed, view = _recarried(batch, own, own & ~chosen, features)
+            if changed.any():
+                latents[changed] = model.encoders.encode(name, view).to(latents.dtype)
+                state[changed] = model.encoders.carried_state(view).to(state.dtype)
+    return replace(batch, latents=latents, state=state)
+
+
+def _check_ties(batch: TrajectoryBatch, own: Tensor, chosen: Tensor, index: int, name: str) -> None:
+    """Of two events of a modality at the same hour, the state cannot tell which one measured a value."""
+    newest = newest_position(batch.modality, batch.present, index)
+    before = torch.cat([torch.full_like(newest[:, :1], -1), newest[:, :-1]], dim=1)
+    at = before.clamp_min(0)
+    tied = own & (before >= 0) & (batch.hours.gather(1, at) == batch.hours) & (chosen.gather(1, at) != chosen)
+    if tied.any():
+        stay, event = (int(i) for i in tied.nonzero()[0])
+        raise TrajlmError(
+            f"stay {int(batch.stay_ids[stay])} holds several {name} events at {float(batch.hours[stay, event]):g} h; "
+            "ablate all of them or none"
+        )
+
+
+def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> tuple[Tensor, NumericView]:
+    """Which events bool[B, S] carry something else once only ``kept`` are read, and these as encoder inputs."""
+    value, ever, since = batch.state[..., : 3 * features].split(features, dim=-1)
+    # An event measured what it carries with an age of exactly zero.
+    observed = (ever > 0) & (since == 0) & own[..., None]
+    place = torch.arange(own.shape[1], device=own.device)[None, :, None].expand_as(observed)
+    was = torch.where(observed, place, -1).cummax(dim=1).values
+    source = torch.where(observed & kept[..., None], place, -1).cummax(dim=1).values
+    changed = ((was != source).any(dim=-1)) & kept
+    rows, at = source[changed], source.clamp_min(0)
+    known = rows >= 0
+    hours = batch.hours[changed]
+    last = batch.hours[..., None].expand(-1, -1, features).gather(1, at)[changed]
+    age = torch.log1p(torch.where(known, hours[:, None] - last, 0.0)).to(value.dtype)
+    values = torch.where(known, value.gather(1, at)[changed], 0.0)
+    seen = observed[changed]
+    view = NumericView(
+        values=(values * seen)[:, None],
+        observed=seen[:, None],
+        state=torch.cat([values, known.to(value.dtype), age], dim=-1)[:, None],
+        hours=hours.float()[:, None],
+        steps=torch.ones(len(hours), 1, dtype=torch.bool, device=hours.device),
+    )
+    return changed, view
+
+
+def stacked(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
+    """Several batches as one, padded to the longest."""
+    longest = max(batch.present.shape[1] for batch in batches)
+
+    def padded(tensor: Tensor) -> Tensor:
+        missing = longest - tensor.shape[1]
+        return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)
+
+    whole = {"stay_ids", "targets"}
+    joined = {
+        field.name: torch.cat([getattr(b, field.name) if field.name in whole else padded(getattr(b, field.name))
+                               for b in batches])
+        for field in fields(TrajectoryBatch)
+    }  # fmt: skip
+    return TrajectoryBatch(**joined)
+
+
+def repeated(batch: TrajectoryBatch, times: int) -> TrajectoryBatch:
+    """A batch of one timeline, ``times`` times over."""
+    if len(batch.stay_ids) != 1:
+        raise ValueError(f"expected one timeline, came {len(batch.stay_ids)}")
+    rows = torch.zeros(times, dtype=torch.long, device=batch.stay_ids.device)
+    return batch.select(rows)
