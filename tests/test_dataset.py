@@ -18,6 +18,7 @@ import trajlm
 from trajlm.dataset import load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetuning_splits
+from trajlm.views import ViewMix
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +145,8 @@ def test_a_random_event_view_shows_one_event_of_the_stay(prepared):
     names = [m.name for m in prepared.modalities]
     stays = prepared.positions("tuning")
     whole = prepared.stay_batch(stays, names)
-    single = prepared.stay_batch(stays, names, 1.0, np.random.default_rng(0))
-    some = prepared.stay_batch(stays, names, 0.5, np.random.default_rng(0))
+    single = prepared.stay_batch(stays, names, ViewMix(event=1.0), np.random.default_rng(0))
+    some = prepared.stay_batch(stays, names, ViewMix(event=0.5), np.random.default_rng(0))
     assert torch.equal(single.present, whole.present)
     assert (single.views["series"].steps.sum(dim=1) == 1).all()
     for row in range(len(single.views["series"])):
@@ -157,6 +158,48 @@ def test_a_random_event_view_shows_one_event_of_the_stay(prepared):
     counts = some.views["series"].steps.sum(dim=1)
     assert (counts == 1).any()
     assert (counts > 1).any()
+
+
+def test_a_window_view_shows_neighbouring_events_as_they_stand_in_the_stay(prepared):
+    names = [m.name for m in prepared.modalities]
+    stays = prepared.positions("tuning")
+    whole = prepared.stay_batch(stays, names)
+    window = prepared.stay_batch(stays, names, ViewMix(window=1.0), np.random.default_rng(0))
+    assert torch.equal(window.present, whole.present)
+    entire, part = whole.views["series"], window.views["series"]
+    lengths = []
+    for row in range(len(part)):
+        steps, shown = int(entire.steps[row].sum()), int(part.steps[row].sum())
+        lengths.append((shown, steps))
+        begin = [
+            b
+            for b in range(steps - shown + 1)
+            if torch.equal(entire.hours[row, b : b + shown], part.hours[row, :shown])
+        ]
+        assert len(begin) == 1
+        there = slice(begin[0], begin[0] + shown)
+        for name in ("values", "observed", "state"):
+            assert torch.equal(getattr(entire, name)[row, there], getattr(part, name)[row, :shown])
+        assert not part.observed[row, shown:].any()
+        assert (part.values[row, shown:] == 0).all()
+        assert (part.hours[row, shown:] == part.hours[row, shown - 1]).all()
+    assert any(1 < shown < steps for shown, steps in lengths)
+    assert any(shown == 1 for shown, _ in lengths)
+
+
+def test_views_are_mixed_in_the_shares_asked_for():
+    counts = np.full(4000, 9)
+    first, last = ViewMix(window=0.25, event=0.5).draw(counts, np.random.default_rng(0))
+    assert ((first >= 0) & (first <= last) & (last < counts)).all()
+    whole = (first == 0) & (last == 8)
+    # A ninth of the windows is one event by chance, two in 81 the whole stay.
+    assert abs((first == last).mean() - (0.5 + 0.25 / 9)) < 0.03
+    assert abs(whole.mean() - (0.25 + 0.25 * 2 / 81)) < 0.03
+    assert set(first[first == last]) == set(range(9))
+    assert all(
+        (end == whole_end).all()
+        for end, whole_end in zip(ViewMix().draw(counts, np.random.default_rng(0)), (0, 8), strict=True)
+    )
 
 
 def test_cached_latents_are_those_of_a_timeline(prepared, cached, model):

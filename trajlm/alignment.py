@@ -13,7 +13,7 @@ from torch.nn import functional as F
 TEMPERATURE_BOUNDS = (0.01, 1.0)
 
 
-def _unit_latents(latents: Tensor, present: Tensor) -> Tensor:
+def unit_latents(latents: Tensor, present: Tensor) -> Tensor:
     """``float[B, M, D]``: unit latents, zero where absent. Half precision is raised to float32."""
     if latents.ndim != 3 or present.shape != latents.shape[:2]:
         raise ValueError(
@@ -37,7 +37,7 @@ def global_representation(latents: Tensor, present: Tensor) -> Tensor:
     Returns:
         float[B, D], unit vectors; zero for a stay with nothing observed.
     """
-    return F.normalize(_unit_latents(latents, present).sum(dim=1), dim=-1)
+    return F.normalize(unit_latents(latents, present).sum(dim=1), dim=-1)
 
 
 def complementary_targets(latents: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def complementary_targets(latents: Tensor, present: Tensor) -> tuple[Tensor, Ten
     Returns:
         float[B, M, D] targets, and bool[B], True where the stay holds anything and so offers targets.
     """
-    unit = _unit_latents(latents, present)
+    unit = unit_latents(latents, present)
     # Summing the others, not subtracting from the total: no cancellation. The unit of a sum is the unit of its mean.
     others = 1.0 - torch.eye(present.shape[1], dtype=unit.dtype, device=unit.device)
     rest = torch.einsum("mk,jkd->jmd", others, unit)
@@ -77,7 +77,7 @@ def masked_global_alignment_loss(latents: Tensor, present: Tensor, temperature: 
     Returns:
         float[]: the loss in nats; a zero that carries a graph when no modality has an anchor.
     """
-    unit = _unit_latents(latents, present)
+    unit = unit_latents(latents, present)
     anchors = present & (present.sum(dim=1, keepdim=True) >= 2)
     if not anchors.any():
         return unit.sum() * 0.0 + temperature * 0.0
@@ -108,7 +108,7 @@ def missing_token_loss(missing_tokens: Tensor, latents: Tensor, present: Tensor)
         a zero that carries a graph when nothing is absent.
     """
     absent = ~present & present.any(dim=1, keepdim=True)
-    tokens = F.normalize(missing_tokens.to(_unit_latents(latents, present).dtype), dim=-1)
+    tokens = F.normalize(missing_tokens.to(unit_latents(latents, present).dtype), dim=-1)
     if not absent.any():
         return tokens.sum() * 0.0
     cosine = global_representation(latents.detach(), present) @ tokens.T

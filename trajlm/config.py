@@ -141,7 +141,13 @@ class PretrainingConfig:
             tokens never learn.
         event_view_probability: probability that an encoder sees one single event instead of the whole window, in
             training only: the sequence model feeds it single events later. 0 is the paper.
+        window_view_probability: probability that an encoder sees a random run of neighbouring events instead, in
+            training only. 0 is the paper.
         temperature: where the learnable temperature starts.
+        objective: masked_global is the paper's loss; pairwise contrasts two modalities at a time on the stays that hold
+            both; one_versus_others is the paper's loss on complete stays alone.
+        chunk_size: stays that a process encodes at once where a whole batch would not fit into memory: the same
+            gradients for one more forward pass. null encodes a batch at once.
     """
 
     epochs: int = 100
@@ -152,15 +158,23 @@ class PretrainingConfig:
     modality_dropout: float = 0.3
     missing_token_loss_weight: float = 1.0
     event_view_probability: float = 0.5
+    window_view_probability: float = 0.0
     temperature: float = 0.07
+    objective: Literal["masked_global", "pairwise", "one_versus_others"] = "masked_global"
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1 and self.patience >= 1, "pretraining.epochs and patience must be at least 1")
         _require(self.batch_size >= 2, "pretraining.batch_size must be at least 2: a stay needs a negative")
-        for name in ("modality_dropout", "event_view_probability"):
+        for name in ("modality_dropout", "event_view_probability", "window_view_probability"):
             _require(0 <= getattr(self, name) <= 1, f"pretraining.{name} must lie in [0, 1]")
+        _require(
+            self.event_view_probability + self.window_view_probability <= 1,
+            "pretraining.event_view_probability and window_view_probability must add up to 1 at the most",
+        )
         _require(self.learning_rate > 0, "pretraining.learning_rate must be positive")
         _require(self.missing_token_loss_weight >= 0, "pretraining.missing_token_loss_weight must not be negative")
+        _require(self.chunk_size is None or self.chunk_size >= 1, "pretraining.chunk_size must be at least 1 or null")
         _require(0.01 <= self.temperature <= 1, "pretraining.temperature must lie in [0.01, 1]")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trajlm.errors import TrajlmError
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
-from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, numeric_view
+from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, ViewMix, numeric_view
 
 
 @dataclass
@@ -53,6 +53,19 @@ class StayBatch:
             if name in self.views:
                 views[name] = self.views[name].select(present[:, column][self.present[:, column]])
         return StayBatch(self.stay_ids, present, self.modalities, views)
+
+    def chunks(self, size: int) -> list[StayBatch]:
+        """The same stays in order, at most ``size`` at a time."""
+        parts = []
+        for start in range(0, len(self.stay_ids), size):
+            rows = torch.zeros_like(self.stay_ids, dtype=torch.bool)
+            rows[start : start + size] = True
+            views = {}
+            for column, name in enumerate(self.modalities):
+                if name in self.views:
+                    views[name] = self.views[name].select(rows[self.present[:, column]])
+            parts.append(StayBatch(self.stay_ids[rows], self.present[rows], self.modalities, views))
+        return parts
 
     def to(self, device: torch.device) -> StayBatch:
         """The same batch on a device."""
@@ -172,22 +185,19 @@ class ModalityStore:
             return self._numeric(stays).single_steps(), self.event_rows[rows]
         return self._payload_view([[int(r)] for r in rows]), self.event_rows[rows]
 
-    def stay_view(self, stays: np.ndarray, chosen: np.ndarray | None = None) -> View:
+    def stay_view(self, stays: np.ndarray, span: tuple[np.ndarray, np.ndarray] | None = None) -> View:
         """Whole stays as inputs: all steps of a series, the distinct notes joined, the latest picture (A.1).
 
         Args:
             stays: int[N], positions of stays that all hold the modality.
-            chosen: int[N], to show only that event of the stay; -1 for the whole stay. None: all whole.
+            span: int[N] twice, first and last event of the stay to show. None: all of them.
         """
-        if chosen is None:
-            chosen = np.full(len(stays), -1)
         if self.reader.modality.kind == "numeric":
-            return self._numeric(stays).keep_step(chosen)
-        groups = []
-        for stay, choice in zip(stays, chosen, strict=True):
-            rows = self.rows(stay)
-            groups.append(list(range(rows.start, rows.stop)) if choice < 0 else [rows.start + int(choice)])
-        return self._payload_view(groups)
+            whole = self._numeric(stays)
+            return whole if span is None else whole.keep_steps(*span)
+        first, last = span or (np.zeros(len(stays), dtype=np.int64), self.count(stays) - 1)
+        begin = self._bounds[stays]
+        return self._payload_view([list(range(b + f, b + e + 1)) for b, f, e in zip(begin, first, last, strict=True)])
 
     def _payload_view(self, groups: list[list[int]]) -> TextView | ImageView:
         if self.reader.modality.kind == "text":
@@ -289,21 +299,19 @@ class Prepared:
         self,
         stays: np.ndarray,
         modalities: Sequence[str],
-        event_view_probability: float = 0.0,
+        mix: ViewMix | None = None,
         random: np.random.Generator | None = None,
     ) -> StayBatch:
-        """Whole stays, or with some probability a single random event of a modality, as encoder inputs."""
+        """Whole stays as encoder inputs; with a ``mix``, of each modality of a stay what ``random`` draws from it."""
         present = self.present(stays, modalities)
         views: dict[str, View] = {}
         for column, name in enumerate(modalities):
             held = stays[present[:, column].numpy()]
             if not len(held):
                 continue
-            chosen = np.full(len(held), -1)
-            if event_view_probability > 0 and random is not None:
-                single = random.random(len(held)) < event_view_probability
-                chosen = np.where(single, random.integers(0, self.stores[name].count(held)), -1)
-            views[name] = self.stores[name].stay_view(held, chosen)
+            store = self.stores[name]
+            span = mix.draw(store.count(held), random) if mix is not None and random is not None else None
+            views[name] = store.stay_view(held, span)
         stay_ids = torch.from_numpy(self.stays["stay_id"].to_numpy()[stays])
         return StayBatch(stay_ids, present, tuple(modalities), views)
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that compute together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over processes, as DDP does after a backward pass of its own; nothing with one process.
+
+    A parameter without gradient on some processes counts as zero there; without one on any it stays without, so that
+    the optimiser leaves it alone.
+    """
+    if not several_processes():
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    for parameter, anywhere in zip(trained, used.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -38,7 +63,7 @@ def gather_stays(latents: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         float[N * P, M, D] and bool[N * P, M], where P is the largest share; shorter ones are filled with stays that
         hold nothing, which take no part in the loss.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_processes():
         return latents, present
     largest = torch.tensor(latents.shape[0], device=latents.device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)

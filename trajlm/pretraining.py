@@ -14,7 +14,6 @@ from trajlm.alignment import (
     TEMPERATURE_BOUNDS,
     drop_modalities,
     global_representation,
-    masked_global_alignment_loss,
     missing_token_loss,
 )
 from trajlm.assemble import build_encoders, learnable_modalities, save_encoders
@@ -22,16 +21,19 @@ from trajlm.cards import pretraining_card
 from trajlm.checkpoint import RunFolder, data_fingerprint, write_text
 from trajlm.config import PretrainingConfig, Recipe
 from trajlm.dataset import Prepared, StayBatch, load_prepared
-from trajlm.distributed import gather_stays
+from trajlm.distributed import average_gradients, gather_stays
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
+from trajlm.gradcache import cached_backward, refuse_batch_norm
+from trajlm.objectives import OBJECTIVES
 from trajlm.retrieval import recall_at_k, silhouette
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
 from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
+from trajlm.views import ViewMix
 
 
 class AlignmentObjective(nn.Module):
-    """Masked Global Alignment over a batch of stays, all processes' stays together.
+    """The alignment loss over a batch of stays, all processes' stays together.
 
     In training with modality dropout and the missing tokens' own loss; in evaluation the alignment loss alone, which
     picks the checkpoint.
@@ -43,6 +45,10 @@ class AlignmentObjective(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
         self.modality_dropout = config.modality_dropout
         self.missing_token_loss_weight = config.missing_token_loss_weight
+        self.chunk_size = config.chunk_size
+        self._loss = OBJECTIVES[config.objective]
+        if config.chunk_size is not None:
+            refuse_batch_norm(encoders)
 
     @property
     def temperature(self) -> Tensor:
@@ -53,15 +59,28 @@ class AlignmentObjective(nn.Module):
 
     def forward(self, batch: StayBatch) -> Tensor:
         """float[] loss in nats."""
-        if self.training:
-            batch = batch.masked(drop_modalities(batch.present, self.modality_dropout))
-        latents, present = self.encoders(batch), batch.present
         if not self.training:
-            return masked_global_alignment_loss(latents, present, self.temperature)
+            return self._loss(self.encoders(batch), batch.present, self.temperature)
+        batch = self._dropped(batch)
+        return self._training_loss(self.encoders(batch), batch.present)
+
+    def backward(self, batch: StayBatch) -> Tensor:
+        """float[] loss in nats, its gradients left on the parameters, with the activations of one chunk at a time."""
+        assert self.chunk_size is not None
+        batch = self._dropped(batch)
+        loss = cached_backward(
+            self.encoders, lambda latents: self._training_loss(latents, batch.present), batch, self.chunk_size
+        )
+        average_gradients(self.parameters())
+        return loss
+
+    def _dropped(self, batch: StayBatch) -> StayBatch:
+        return batch.masked(drop_modalities(batch.present, self.modality_dropout))
+
+    def _training_loss(self, latents: Tensor, present: Tensor) -> Tensor:
         latents, present = gather_stays(latents, present)
-        loss = masked_global_alignment_loss(latents, present, self.temperature)
         tokens = missing_token_loss(self.encoders.missing_tokens, latents, present)
-        return loss + self.missing_token_loss_weight * tokens
+        return self._loss(latents, present, self.temperature) + self.missing_token_loss_weight * tokens
 
 
 def pretrain(recipe: Recipe) -> Path:
@@ -83,13 +102,13 @@ def pretrain(recipe: Recipe) -> Path:
         print(f"no training stay holds {', '.join(sorted(left_out))}: no encoder is trained for it")
     encoders = objective.encoders
 
+    mix = ViewMix(recipe.pretraining.window_view_probability, recipe.pretraining.event_view_probability)
+
     def collate(stays: np.ndarray, random: np.random.Generator | None) -> StayBatch:
-        share = recipe.pretraining.event_view_probability if random is not None else 0.0
-        return prepared.stay_batch(stays, encoders.modalities, share, random)
+        return prepared.stay_batch(stays, encoders.modalities, mix, random)
 
     train = prepared.positions(TRAIN)
-    if not (prepared.present(train, encoders.modalities).sum(dim=1) >= 2).any():
-        raise TrajlmError(f"{prepared.folder}: no training stay holds two modalities, so there is nothing to align")
+    _check_alignable(prepared.present(train, encoders.modalities), recipe)
     stage = Stage(
         name="alignment",
         module=objective,
@@ -97,6 +116,7 @@ def pretrain(recipe: Recipe) -> Path:
         tuning=prepared.positions(TUNING),
         collate=collate,
         global_loss=True,
+        backward=objective.backward if recipe.pretraining.chunk_size is not None else None,
     )
     Trainer(stage, loop_settings(recipe), run, accelerator).fit()
     if run.main:
@@ -106,6 +126,17 @@ def pretrain(recipe: Recipe) -> Path:
         run.finish(metrics)
     accelerator.wait_for_everyone()
     return run.path
+
+
+def _check_alignable(present: Tensor, recipe: Recipe) -> None:
+    """Raise where no training stay (``present`` bool[N, M]) could ever be an anchor."""
+    if not (present.sum(dim=1) >= 2).any():
+        raise TrajlmError(f"{recipe.data}: no training stay holds two modalities, so there is nothing to align")
+    if recipe.pretraining.objective == "one_versus_others" and not present.all(dim=1).any():
+        raise TrajlmError(
+            f"{recipe.data}: no training stay holds all {present.shape[1]} modalities, and one_versus_others aligns "
+            "complete stays alone; choose pretraining.objective masked_global or pairwise"
+        )
 
 
 def loop_settings(recipe: Recipe) -> LoopSettings:

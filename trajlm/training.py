@@ -42,6 +42,8 @@ class Stage:
         lengths: cost of each training stay, to batch stays of similar length; None batches at random.
         global_loss: the loss already spans all processes (negatives are gathered) and is not to be weighted.
         rate_factors: by prefix of a parameter's name, the share of the learning rate it is trained with.
+        backward: a batch to its loss, the gradients left on the parameters, for a loss that takes more than a forward
+            and a backward pass; several processes' gradients averaged. None: ``module`` forward, then backward.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     lengths: np.ndarray | None = None
     rate_factors: dict[str, float] = field(default_factory=dict)
     global_loss: bool = False
+    backward: Callable[[Any], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,8 @@ class Trainer:
     def fit(self) -> nn.Module:
         """Train until patience or epochs run out; returns the module with its best weights."""
         steps = len(epoch_batches(self.stage, self.settings, 0, self.accelerator.num_processes))
-        module = self.accelerator.prepare_model(self.stage.module) if self._distributed else self.stage.module
+        wrapped = self._distributed and self.stage.backward is None
+        module = self.accelerator.prepare_model(self.stage.module) if wrapped else self.stage.module
         with tqdm(
             total=steps * self.settings.epochs,
             initial=self.state["step"],
@@ -295,11 +299,12 @@ class Trainer:
         for group in self.optimiser.param_groups:
             share_now = learning_rate_share(state["step"], total, settings)
             group["lr"] = settings.learning_rate * group["factor"] * share_now
-        loss = module(batch)
+        loss = (self.stage.backward or module)(batch)
         _check_finite(loss.detach(), batch, self.stage.name)
-        # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
-        weight = 1.0 if self.stage.global_loss else len(share) * world / len(stays)
-        self.accelerator.backward(loss * weight)
+        if self.stage.backward is None:
+            # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
+            weight = 1.0 if self.stage.global_loss else len(share) * world / len(stays)
+            self.accelerator.backward(loss * weight)
         nn.utils.clip_grad_norm_([p for p in self.stage.module.parameters() if p.requires_grad], settings.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

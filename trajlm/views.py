@@ -108,16 +108,41 @@ class NumericView:
         names = ("values", "observed", "state", "hours", "steps")
         return NumericView(*(getattr(self, n)[self.steps].unsqueeze(1) for n in names))
 
-    def keep_step(self, chosen: np.ndarray) -> NumericView:
-        """Reduce inputs to one step: ``chosen`` int[N] names it, -1 keeps the whole input."""
-        names = ("values", "observed", "state", "hours", "steps")
-        parts = {n: getattr(self, n).clone() for n in names}
-        for row in np.flatnonzero(chosen >= 0):
-            for name in ("values", "observed", "state", "hours"):
-                parts[name][row, 0] = getattr(self, name)[row, int(chosen[row])]
-            # Padding observes nothing: an encoder that averages over steps must not see what was left out.
-            parts["values"][row, 1:], parts["observed"][row, 1:], parts["steps"][row, 1:] = 0.0, False, False
-        return NumericView(**parts)
+    def keep_steps(self, first: np.ndarray, last: np.ndarray) -> NumericView:
+        """Reduce every input to its steps from ``first`` to ``last`` (int[N], both included).
+
+        The state carried forward to a step stays what it was, however few of the steps before it are kept.
+        """
+        kept = torch.from_numpy(last - first + 1)
+        places = torch.arange(int(kept.max()) if len(self) else 0)
+        steps = places < kept[:, None]
+        # Beyond an input's last step its last one is repeated, so that time stands still there; the mask hides it.
+        taken = (torch.from_numpy(first)[:, None] + places).minimum(torch.from_numpy(last)[:, None])
+        rows = torch.arange(len(self))[:, None]
+        values = self.values[rows, taken].masked_fill(~steps[..., None], 0.0)
+        observed = self.observed[rows, taken] & steps[..., None]
+        return NumericView(values, observed, self.state[rows, taken], self.hours[rows, taken], steps)
+
+
+@dataclass(frozen=True)
+class ViewMix:
+    """What an encoder sees of a modality in training: mostly the whole stay, or less of it.
+
+    Attributes:
+        window: probability of a random run of neighbouring events.
+        event: probability of one random event.
+    """
+
+    window: float = 0.0
+    event: float = 0.0
+
+    def draw(self, counts: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """int[N] twice: first and last event to show of stays that hold ``counts`` int[N] events of the modality."""
+        kind = random.random(len(counts))
+        ends = np.sort(random.integers(0, counts, (2, len(counts))), axis=0)
+        one, some = kind < self.event, kind < self.event + self.window
+        first = np.where(some, ends[0], 0)
+        return first, np.where(one, first, np.where(some, ends[1], counts - 1))
 
 
 def numeric_view(
