@@ -13,6 +13,7 @@ from conftest import ROOT, TRAJLM, command, last_line
 
 from trajlm.errors import TrajlmError
 from trajlm.experiment import Grid, plan, read_grid
+from trajlm.splits import read_splits
 from trajlm.summary import spread
 
 SETTINGS = {
@@ -140,14 +141,72 @@ def test_grids_that_make_no_sense_are_refused(tmp_path, change, message):
         read_grid(path)
 
 
-def test_the_grid_of_the_repository_is_valid():
-    path = ROOT / "recipes/grid/physionet2012.yaml"
+def test_a_baseline_is_fitted_once_by_the_runs_that_would_find_the_same(tmp_path):
+    settings = SETTINGS | {"finetuning.stays": "train"}
+    variants = {"plain": {}, "early": {"finetuning.loss_over": "all"}, "focal": {"finetuning.focal_gamma": 2.0}}
+    given = GRID | {"baselines": ["mlp", "logistic", "lightgbm"], "settings": settings, "variants": variants}
+    _, runs = plan(Grid(**given, raw="release"), tmp_path)
+    stages, _ = plan(Grid(**given, raw="release"), tmp_path)
+    fitted = {s.out.split("/")[1]: set(json.loads(s.command[s.command.index("--finetuning.baselines") + 1]))
+              for s in stages if "finetune.py" in s.command[1]}  # fmt: skip
+    assert len(fitted) == len(runs) == 12
+    # A fusion reads the encoders, trees draw at random, a linear model does neither; a focal loss changes fusions.
+    assert {name for name, found in fitted.items() if "mlp" in found} == {
+        f"{start}-tiny-{variant}-seed-{seed}"
+        for start in GRID["encoders"] for variant in ("plain", "focal") for seed in (0, 1)
+    }  # fmt: skip
+    assert {name for name, found in fitted.items() if "lightgbm" in found} == {
+        f"scratch-tiny-{variant}-seed-{seed}" for variant in ("plain", "focal") for seed in (0, 1)
+    }
+    assert {name for name, found in fitted.items() if "logistic" in found} == {
+        "scratch-tiny-plain-seed-0", "scratch-tiny-focal-seed-0",
+    }  # fmt: skip
+    unseen, _ = plan(Grid(**(given | {"settings": SETTINGS}), raw="release"), tmp_path)
+    assert sum("logistic" in str(stage.command) for stage in unseen) == 4
+    some, _ = plan(Grid(**given, raw="release", baseline_seeds=[1]), tmp_path)
+    assert all("seed-1" in stage.out for stage in some if "lightgbm" in str(stage.command))
+    with pytest.raises(TrajlmError, match="baseline_seeds"):
+        Grid(**given, raw="release", baseline_seeds=[7])
+
+
+@pytest.mark.parametrize("name", ["physionet2012", "eicu-demo", "synthetic"])
+def test_the_grids_of_the_repository_are_valid(name):
+    path = ROOT / f"recipes/grid/{name}.yaml"
     grid = read_grid(path, raw="elsewhere")
     assert (grid.raw, len(grid.splits), len(grid.seeds)) == ("elsewhere", 5, 5)
-    assert Path(grid.recipe) == ROOT / "recipes/physionet2012.yaml"
+    assert Path(grid.recipe).is_file()
     assert read_grid(path, data="prepared").raw is None
     with pytest.raises(TrajlmError, match="no grid at"):
         read_grid(path.with_name("nowhere.yaml"))
+
+
+def test_the_record_and_the_splits_lie_beside_the_runs(ran, grid, prepared):
+    out, _ = ran
+    record = json.loads((out / "grid.json").read_text())
+    assert record["name"] == grid.stem
+    assert all((out / run["path"] / "metrics.json").is_file() for run in record["runs"])
+    packed = out / "splits" / "split-given.csv.gz"
+    stays = prepared.stays.select("stay_id", "subject_id")
+    assert read_splits(packed, stays).rows() == prepared.stays.select("stay_id", "split").sort("stay_id").rows()
+
+
+def test_a_page_is_written_of_the_grid(ran, tmp_path):
+    out, _ = ran
+    command(*TRAJLM, "results", out, "--out", tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text()
+    for arm in ("scratch-tiny", "contrastive-tiny", "Logistic regression"):
+        assert arm in page
+    pooled = pl.read_csv(tmp_path / "results.csv", schema_overrides={"landmark": pl.Float64})
+    told = {(r["arm"], r["target"], r["landmark"], r["metric"]): r["value"]
+            for r in pooled.filter(pl.col("what") == "value").iter_rows(named=True)}  # fmt: skip
+    rows = json.loads((out / "split-given/scratch-tiny-seed-0/metrics.json").read_text())["arms"]["held_out"][
+        "sequence"
+    ]
+    shared = [r for r in rows if ("sequence model, scratch-tiny", r["target"], r["landmark"], r["metric"]) in told]
+    assert len(shared) >= 15
+    for r in shared:
+        value = told["sequence model, scratch-tiny", r["target"], r["landmark"], r["metric"]]
+        assert (value is None and r["value"] is None) or value == pytest.approx(r["value"], abs=1e-6)
 
 
 def test_spread_is_over_defined_runs():

@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--raw", help="folder of the release (or raw of the grid)")
     experiment.add_argument("--data", help="prepared folder, instead of a release (or data of the grid)")
     experiment.add_argument("--out", required=True, help="folder for prepared folders, runs and tables")
+
+    results = add("results", "Write one page of what finished grids found: all arms, differences, and who is ahead.")
+    results.add_argument("grids", nargs="+", metavar="OUT", help="folders that `trajlm experiment` filled")
+    results.add_argument(
+        "--out", required=True, metavar="PAGE.md", help="page to write; a .csv and splits/ go beside it"
+    )
     return parser
 
 
@@ -150,6 +156,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from trajlm.experiment import experiment
 
         experiment(Path(arguments.grid), Path(arguments.out), arguments.raw, arguments.data)
+    elif arguments.command == "results":
+        from trajlm.results import results
+
+        results([Path(folder) for folder in arguments.grids], Path(arguments.out))
 
 
 def main() -> None:

@@ -1,18 +1,21 @@
 """A grid of runs: every combination of splits, initialisations, backbones, variants and seeds, one process per stage.
 
-Static arms ride along in every run (``baselines``), on the stays of its sequence model. A stage that is done is
-skipped, an interrupted one goes on; the comparison of each split and the summary over all of them come last.
+Static arms ride along in the runs (``baselines``), on the stays of the sequence model, each in the first run that would
+find what it finds. A stage that is done is skipped, an interrupted one goes on; the comparison of each split and the
+summary over all of them come last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import gzip
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +23,23 @@ from typing import Any, Literal
 import polars as pl
 import yaml
 
+from trajlm.arms import BASELINE_ARMS
 from trajlm.checkpoint import write_text
 from trajlm.compare import compare
 from trajlm.config import Parser, valid_keys
 from trajlm.errors import TrajlmError
-from trajlm.summary import GridRun, summarise
+from trajlm.pooling import GridRun
+from trajlm.summary import summarise
 
-DONE = "stages.json"
+DONE, RECORD = "stages.json", "grid.json"
+SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
+SEEDLESS = ("logistic",)  # baselines that draw nothing at random
+# Settings that no baseline reads: beside them a baseline is the same in every variant.
+SEQUENCE_ALONE = {"finetuning." + name for name in (
+    "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
+    "weight_averaging", "modality_dropout", "loss_over", "event_context", "event_inputs", "readout", "dropout",
+    "input_dropout", "time_encoding", "max_events",
+)}  # fmt: skip
 
 
 @dataclass
@@ -42,6 +55,7 @@ class Grid:
         encoders: scratch, contrastive (pretrained on the split's training stays), or both.
         backbones: names as of backbone.name.
         baselines: as of finetuning.baselines.
+        baseline_seeds: of the seeds, those whose runs fit the baselines; null takes all.
         settings: keys of a recipe, dotted, and the values every run takes.
         variants: name to settings of further arms; empty runs one arm without a name.
     """
@@ -54,6 +68,7 @@ class Grid:
     encoders: list[Literal["scratch", "contrastive"]] = field(default_factory=lambda: ["scratch", "contrastive"])
     backbones: list[str] = field(default_factory=lambda: ["small"])
     baselines: list[str] = field(default_factory=lambda: ["mlp", "lstm", "logistic", "lightgbm"])
+    baseline_seeds: list[int] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -64,6 +79,11 @@ class Grid:
             values = getattr(self, name)
             if not values or len({str(value) for value in values}) != len(values):
                 raise TrajlmError(f"grid: {name} must name at least one, and none twice; came {values}")
+        stray = set(self.baseline_seeds or []) - set(self.seeds)
+        if stray or self.baseline_seeds == []:
+            raise TrajlmError(
+                f"grid: baseline_seeds must name some of the seeds {self.seeds}; {self.baseline_seeds} came"
+            )
         for settings in (self.settings, *self.variants.values()):
             _check_keys(settings, valid_keys(), "a setting of a recipe")
 
@@ -116,6 +136,7 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
     """Stages in the order they run, and the runs they end in."""
     stages: list[Stage] = []
     runs: list[GridRun] = []
+    fitted: set[tuple[str, ...]] = set()
     for split in grid.splits if grid.data is None else ["given"]:
         home = f"split-{Path(split).stem if isinstance(split, str) else split}"
         data = grid.data or str(out / home / "prepared")
@@ -132,12 +153,36 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
                         arm = "-".join(filter(None, [start, backbone.replace("/", "_"), variant]))
                         name = f"{home}/{arm}-seed-{seed}"
                         of = encoders if start == "contrastive" else "scratch"
-                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": grid.baselines}
+                        baselines = _baselines(grid, fitted, home, seed, start, settings)
+                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": baselines}
                         command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed,
                                           **flags, **settings)  # fmt: skip
                         stages.append(_stage(grid, name, command))
                         runs.append(GridRun(home, seed, arm, out / name))
     return stages, runs
+
+
+def _baselines(
+    grid: Grid, fitted: set[tuple[str, ...]], home: str, seed: int, start: str, settings: dict[str, Any]
+) -> list[str]:
+    """Those that no earlier run of the split fits alike; ``fitted`` takes them in."""
+    if grid.baseline_seeds is not None and seed not in grid.baseline_seeds:
+        return []
+    keys = {name: (home, *_depends_on(grid, name, seed, start, settings)) for name in grid.baselines}
+    chosen = [name for name, key in keys.items() if key not in fitted]
+    fitted.update(keys.values())
+    return chosen
+
+
+def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict[str, Any]) -> tuple[str, ...]:
+    """What two runs of a split must share for a baseline to come out the same in both."""
+    apart = {key: value for key, value in settings.items() if not key.startswith("backbone.")}
+    variant = json.dumps({key: value for key, value in apart.items() if key not in SEQUENCE_ALONE}, sort_keys=True)
+    fusion = BASELINE_ARMS[baseline].startswith("static_")
+    # Which unseen stays train depends on the seed; from the training split a linear model learns the same each time.
+    stays = (grid.settings | settings).get("finetuning.stays")
+    seedless = baseline in SEEDLESS and stays == "train"
+    return baseline, variant, start if fusion else "", "" if seedless else str(seed)
 
 
 def _stage(grid: Grid, out: str, command: list[str]) -> Stage:
@@ -165,7 +210,8 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     """Run a grid into ``out``, or what is left of it, and write its tables.
 
     ``out`` then holds ``split-S/`` with the prepared folder, its stays (``stays.csv``: stay_id, split), encoders, runs
-    and ``tables/`` (:func:`trajlm.compare.compare`), and ``summary.md``, ``.tex`` and ``.csv`` over splits and seeds.
+    and ``tables/`` (:func:`trajlm.compare.compare`), and ``summary.md``, ``.tex`` and ``.csv`` over splits and seeds;
+    ``splits/`` the splits packed, ``grid.json`` what was run: :func:`trajlm.results.results` reads it.
 
     Raises:
         TrajlmError: the grid is not valid, ``out`` holds another grid's stages, or a stage fails.
@@ -187,8 +233,9 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
             write_text(out / DONE, json.dumps(done, indent=1))
         else:
             print(f"[{place}/{len(stages)}] {stage.out} is done already", flush=True)
+    write_text(out / RECORD, json.dumps(_record(path, grid, runs, out), indent=1))
     for split in dict.fromkeys(run.split for run in runs):
-        _publish_stays(grid, out / split)
+        _publish_stays(grid, out, split)
         compare([run.path for run in runs if run.split == split], out / split / "tables")
     summarise(runs, out)
 
@@ -208,8 +255,27 @@ def _run(stage: Stage, out: Path) -> None:
         raise TrajlmError(f"{stage.out}: ended with status {code}; the same command resumes there")
 
 
-def _publish_stays(grid: Grid, split: Path) -> None:
-    folder = Path(grid.data) if grid.data is not None else split / "prepared"
+def _publish_stays(grid: Grid, out: Path, split: str) -> None:
+    """The split as ``stays.csv`` beside its runs, and packed in the folder of all splits."""
+    folder = Path(grid.data) if grid.data is not None else out / split / "prepared"
     stays = pl.read_parquet(folder / "stays.parquet").select("stay_id", "split").sort("stay_id")
-    split.mkdir(parents=True, exist_ok=True)
-    write_text(split / "stays.csv", stays.write_csv())
+    text = stays.write_csv()
+    for place in (out / split, out / SPLIT_FOLDER):
+        place.mkdir(parents=True, exist_ok=True)
+    write_text(out / split / "stays.csv", text)
+    (out / SPLIT_FOLDER / f"{split}.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def _record(path: Path, grid: Grid, runs: Sequence[GridRun], out: Path) -> dict[str, Any]:
+    """What a reader of ``out`` needs to know of how it came to be; folders of records go by their names alone."""
+    place = path.resolve()
+    checkout = Path(__file__).parents[1]
+    shown = place.relative_to(checkout) if place.is_relative_to(checkout) else Path(place.name)
+    source = f"--raw {Path(str(grid.raw)).name}" if grid.data is None else f"--data {Path(grid.data).name}"
+    told = [{"split": r.split, "seed": r.seed, "arm": r.arm, "path": str(r.path.relative_to(out))} for r in runs]
+    return {
+        "name": path.stem,
+        "command": f"trajlm experiment {shown} {source} --out runs/{path.stem}",
+        "grid": dataclasses.asdict(grid) | {"recipe": Path(grid.recipe).name, "raw": None, "data": None},
+        "runs": told,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def assign_splits(stays: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def read_splits(file: Path, stays: pl.DataFrame) -> pl.DataFrame:
-    """Published splits: a CSV file with the columns ``stay_id`` and ``split``, in any order, one row per stay.
+    """Published splits: a CSV file, packed if ``.gz``, with the columns ``stay_id`` and ``split``, one row per stay.
 
     Args:
         stays: ``stay_id`` and ``subject_id`` of the cohort; the file must name exactly these stays.
@@ -112,9 +113,10 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     if not file.is_file():
         raise UnexpectedInput(file, expected="a CSV file with the columns stay_id and split", came="no such file")
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnexpectedInput(file, expected="a CSV file in UTF-8", came="other bytes") from None
+        packed = file.read_bytes()
+        text = (gzip.decompress(packed) if file.suffix == ".gz" else packed).decode("utf-8-sig")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError):
+        raise UnexpectedInput(file, expected="a CSV file in UTF-8, or one packed as .gz", came="other bytes") from None
     reader = csv.reader(text.splitlines())
     header = next(reader, [])
     if sorted(header) != ["split", "stay_id"]:

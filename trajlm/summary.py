@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES, SEQUENCE
-from trajlm.checkpoint import read_run, write_text
+from trajlm.checkpoint import write_text
+from trajlm.pooling import GridRun, arm_title
 from trajlm.report.tables import NOT_DEFINED, metric_title, number, signed
 from trajlm.schema import HELD_OUT
 from trajlm.typeset import Table, latex, markdown
@@ -19,16 +18,6 @@ from trajlm.typeset import Table, latex, markdown
 SHOWN = ("auroc", "auprc", "mae", "spearman", "macro_auroc", "macro_auprc")
 COMPARED = ("auroc", "auprc", "mae")
 KEYS = ["arm", "target", "landmark", "metric"]
-
-
-@dataclass(frozen=True)
-class GridRun:
-    """One run of a grid: which split, which seed, the name of its arm, where it lies."""
-
-    split: str
-    seed: int
-    arm: str
-    path: Path
 
 
 def figures(runs: Sequence[GridRun]) -> pl.DataFrame:
@@ -39,12 +28,8 @@ def figures(runs: Sequence[GridRun]) -> pl.DataFrame:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         metrics = json.loads((run.path / "metrics.json").read_text())
-        start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
         for name, found in metrics["arms"][HELD_OUT].items():
-            title = ARM_TITLES.get(name, name)
-            # A fusion depends on its encoders, a model of summary features on none of what tells the runs apart.
-            of = run.arm if name == SEQUENCE else start if name.startswith("static_") else ""
-            arm = ", ".join(filter(None, [title, of]))
+            arm = arm_title(run, name)
             for row in found:
                 key = (run.split, run.seed, arm, row["target"], row["landmark"], row["metric"])
                 rows[key] = dict(zip(["split", "seed", *KEYS], key, strict=True)) | {"value": row["value"]}

@@ -1,0 +1,260 @@
+"""Figures pooled over a made-up grid against plain loops and scikit-learn, and the page written of them."""
+
+import gzip
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from sklearn.metrics import mean_absolute_error, roc_auc_score
+
+from trajlm.arms import beliefs_path, report_metrics, write_beliefs
+from trajlm.config import FinetuningConfig, Recipe
+from trajlm.errors import TrajlmError
+from trajlm.metrics import resample_weights
+from trajlm.pooling import GridRun, Pool
+from trajlm.results import results, standing
+from trajlm.subgroups import STAYS as STAYS_FILE
+from trajlm.tasks import build_tasks
+
+STAYS, RESAMPLES = 80, 25
+ARMS = {"scratch-tiny": 0.5, "contrastive-tiny": 1.5}
+SPLITS, SEEDS = ("split-0", "split-1"), (0, 1)
+TARGETS = ("mortality", "length_of_stay_hours")
+
+
+def cohort():
+    """Two stays of each patient; a third leaves before 24 hours."""
+    rng = np.random.default_rng(5)
+    return pl.DataFrame(
+        {
+            "stay_id": range(STAYS),
+            "subject_id": [f"p{i // 2:02d}" for i in range(STAYS)],
+            "hours_in_unit": np.where(np.arange(STAYS) % 3 == 0, 20.0, 60.0),
+            "target_mortality": (rng.random(STAYS) < 0.35).astype(float),
+            "target_length_of_stay_hours": rng.uniform(20, 200, STAYS),
+        }
+    )
+
+
+def split_of(name):
+    """By patients; the held-out patients of the two splits overlap."""
+    first = 10 if name == "split-0" else 25
+    place = pl.col("stay_id") // 2
+    return (
+        pl.when(place < 10)
+        .then(pl.lit("tuning"))
+        .when(place >= first)
+        .then(pl.lit("held_out"))
+        .otherwise(pl.lit("train"))
+    )
+
+
+def made_beliefs(split, skill, seed, hours, landmark=False):
+    """After events at these hours; a static arm names its landmark, the end of the window."""
+    rng = np.random.default_rng(seed)
+    stays = cohort().with_columns(split=split_of(split)).filter(pl.col("split") != "train")
+    frames = []
+    for index, hour in enumerate(hours):
+        sign = 2 * stays["target_mortality"].to_numpy() - 1
+        risk = 1 / (1 + np.exp(-(skill * sign + rng.normal(size=len(stays)))))
+        guess = np.maximum(
+            0, stays["target_length_of_stay_hours"].to_numpy() + rng.normal(0, 60 / (1 + skill), len(stays))
+        )
+        frames.append(stays.select("stay_id", "split", "target_mortality", "target_length_of_stay_hours").with_columns(
+            event_index=pl.lit(index), hours_since_admission=pl.lit(hour), modality=pl.lit("labs"),
+            belief_mortality=pl.Series(risk), belief_length_of_stay_hours=pl.Series(guess)))  # fmt: skip
+    frame = pl.concat(frames).sort("stay_id", "event_index")
+    return frame.with_columns(landmark=pl.lit(None, pl.Float64)) if landmark else frame
+
+
+def made_run(root, split, seed, arm, logistic):
+    folder = root / split / f"{arm}-seed-{seed}"
+    start = arm.partition("-")[0]
+    number = 100 * SPLITS.index(split) + 10 * seed + list(ARMS).index(arm)
+    arms = {"sequence": made_beliefs(split, ARMS[arm], number, (1.0, 30.0))}
+    arms["static_mlp"] = made_beliefs(split, 1.0, 1000 + number, (30.0,), landmark=True)
+    if logistic:
+        arms["logistic"] = made_beliefs(split, 1.2, 2000 + SPLITS.index(split), (30.0,), landmark=True)
+    recipe = Recipe(data="prepared", out=str(folder), encoders="scratch" if start == "scratch" else "somewhere",
+                    finetuning=FinetuningConfig(bootstrap_resamples=RESAMPLES))  # fmt: skip
+    stays = cohort().with_columns(split=split_of(split))
+    sizes = {name: stays.filter(pl.col("split") == name).height for name in ("train", "tuning", "held_out")}
+    metrics = report_metrics(sizes, "made up", stays, build_tasks(recipe.finetuning.tasks), arms, 5, 0)
+    folder.mkdir(parents=True)
+    about = {"stage": "finetuning", "inputs": {"data": "d" * 64, "encoders": start}, "recipe": asdict(recipe)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(about))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    facts = {"versions": {"python": "3.11", "torch": "2.13"}, "hardware": {"device": "x86_64", "cpu_count": 2}}
+    facts |= {"git_commit": "0123456789abcdef", "seconds": 90.0, "peak_memory_gb": 1.5}
+    (folder / "environment.json").write_text(json.dumps(facts))
+    for name, beliefs in arms.items():
+        write_beliefs(beliefs_path(folder, name), beliefs)
+    unknown = {name: pl.lit(None, pl.String) for name in ("sex", "age", "ethnicity")}
+    stays = stays.select("stay_id", "subject_id", "split", "hours_in_unit").with_columns(
+        **unknown, events=pl.lit(2), modalities=pl.lit(1), complete=pl.lit(True)
+    )
+    write_beliefs(folder / STAYS_FILE, stays)
+    return GridRun(split, seed, arm, folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("grid") / "made"
+    runs = [
+        made_run(root, split, seed, arm, logistic=(seed, arm) == (0, "scratch-tiny"))
+        for split in SPLITS
+        for seed in SEEDS
+        for arm in ARMS
+    ]
+    told = [{"split": r.split, "seed": r.seed, "arm": r.arm, "path": str(r.path.relative_to(root))} for r in runs]
+    record = {"name": "made", "command": "trajlm experiment made.yaml --out runs/made", "grid": {}, "runs": told}
+    (root / "grid.json").write_text(json.dumps(record))
+    (root / "splits").mkdir()
+    for split in SPLITS:
+        text = cohort().with_columns(split=split_of(split)).select("stay_id", "split").write_csv()
+        (root / "splits" / f"{split}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    return SimpleNamespace(root=root, runs=runs, pool=Pool(runs, RESAMPLES))
+
+
+def last_beliefs(run, arm, split="held_out", landmark=None):
+    """One row per stay, from the file: its last belief by the landmark, of stays still in the unit."""
+    frame = pl.read_parquet(beliefs_path(run.path, arm)).filter(pl.col("split") == split)
+    frame = frame.join(cohort().select("stay_id", "subject_id", "hours_in_unit"), on="stay_id")
+    if landmark is not None:
+        frame = frame.filter((pl.col("hours_in_unit") >= landmark) & (pl.col("hours_since_admission") <= landmark))
+    return frame.group_by("stay_id").agg(pl.all().sort_by("hours_since_admission").last()).sort("stay_id")
+
+
+def runs_with(made, arm, split, start=None):
+    return [
+        run for run in made.runs
+        if run.split == split and beliefs_path(run.path, arm).exists() and (start is None or run.arm.startswith(start))
+    ]  # fmt: skip
+
+
+def by_hand(made, arm, start, landmark, weights=None):
+    """Mean over splits of the mean over seeds of the AUROC, drawn stays repeated as often as they are drawn."""
+    means = []
+    for split in SPLITS:
+        values = []
+        for run in runs_with(made, arm, split, start):
+            at = last_beliefs(run, arm, landmark=landmark)
+            times = np.ones(len(at), int) if weights is None else np.array([weights[p] for p in at["subject_id"]], int)
+            y, b = (np.repeat(at[f"{what}_mortality"].to_numpy(), times) for what in ("target", "belief"))
+            values.append(roc_auc_score(y, b))
+        means.append(np.mean(values))
+    return float(np.mean(means))
+
+
+def drawn(made):
+    """How often each held-out patient of any split is drawn, resample by resample."""
+    people = sorted({p for s in SPLITS for p in cohort().filter(split_of(s) == "held_out")["subject_id"]})
+    rows = np.concatenate(list(resample_weights(np.array(people), RESAMPLES, 0)))
+    return [dict(zip(people, row, strict=True)) for row in rows]
+
+
+def row_of(frame, arm, target, landmark, metric):
+    found = frame.filter(
+        (pl.col("arm") == arm) & (pl.col("target") == target) & (pl.col("metric") == metric)
+        & pl.col("landmark").eq_missing(pl.lit(landmark, pl.Float64))
+    )  # fmt: skip
+    assert found.height == 1
+    return found.row(0, named=True)
+
+
+@pytest.mark.parametrize("landmark", [None, 24.0])
+def test_a_pooled_figure_is_the_mean_over_splits_and_seeds(made, landmark):
+    row = row_of(made.pool.figures(), "sequence model, contrastive-tiny", "mortality", landmark, "auroc")
+    assert row["value"] == pytest.approx(by_hand(made, "sequence", "contrastive", landmark), abs=1e-12)
+    values = [by_hand(made, "sequence", "contrastive", landmark, weights) for weights in drawn(made)]
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
+    assert (row["splits"], row["runs"]) == (2, 4)
+
+
+def test_a_baseline_that_one_run_holds_stands_once_per_split(made):
+    figures = made.pool.figures()
+    row = row_of(figures, "logistic regression (summary features)", "mortality", None, "auroc")
+    assert row["value"] == pytest.approx(by_hand(made, "logistic", None, None), abs=1e-12)
+    assert row["runs"] == 2
+    assert row_of(figures, "static MLP (late fusion), scratch", "mortality", None, "auroc")["runs"] == 4
+
+
+def test_error_in_hours(made):
+    row = row_of(made.pool.figures(), "sequence model, scratch-tiny", "length_of_stay_hours", None, "mae")
+    values = [
+        np.mean([mean_absolute_error(at["target_length_of_stay_hours"], at["belief_length_of_stay_hours"])
+                 for run in runs_with(made, "sequence", split, "scratch") for at in [last_beliefs(run, "sequence")]])
+        for split in SPLITS
+    ]  # fmt: skip
+    assert row["value"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert row["deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+
+
+def test_a_difference_is_to_the_static_arm_that_was_best_on_the_tuning_stays(made):
+    statics = {"static MLP (late fusion), scratch": ("static_mlp", "scratch"),
+               "static MLP (late fusion), contrastive": ("static_mlp", "contrastive"),
+               "logistic regression (summary features)": ("logistic", None)}  # fmt: skip
+
+    def mean_of(arm, start, split, part):
+        runs = runs_with(made, arm, split, start)
+        tables = [last_beliefs(run, arm, part) for run in runs]
+        return float(np.mean([roc_auc_score(t["target_mortality"], t["belief_mortality"]) for t in tables]))
+
+    target = made.pool.targets[0]
+    moved = []
+    for split in SPLITS:
+        best = max(statics, key=lambda arm: mean_of(*statics[arm], split, "tuning"))
+        assert made.pool.best_static(target, None, split) == best
+        own = mean_of("sequence", "contrastive", split, "held_out")
+        moved.append(own - mean_of(*statics[best], split, "held_out"))
+    row = row_of(made.pool.differences(), "sequence model, contrastive-tiny", "mortality", None, "auroc")
+    assert row["value"] == pytest.approx(np.mean(moved), abs=1e-12)
+    assert made.pool.best_sequence(target) == "sequence model, contrastive-tiny"
+
+
+def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
+    odd = made_run(tmp_path, "split-1", 7, "scratch-tiny", False)
+    with pytest.raises(TrajlmError, match="cannot be compared"):
+        Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", odd.path)], RESAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "metric", "expected"),
+    [
+        (0.01, 0.03, "auroc", "ahead of"), (-0.03, -0.01, "auroc", "behind"), (-0.01, 0.01, "auroc", "not told from"),
+        (0.5, 2.0, "mae", "behind"), (-2.0, -0.5, "mae", "ahead of"), (None, None, "mae", "not told from"),
+    ],
+)  # fmt: skip
+def test_how_a_difference_stands(low, high, metric, expected):
+    assert standing(low, high, metric) == expected
+
+
+def test_the_page(made, tmp_path):
+    results([made.root], tmp_path / "docs" / "results.md")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    table = pl.read_csv(tmp_path / "docs" / "results.csv", schema_overrides={"landmark": pl.Float64})
+    assert set(table["what"]) == {"value", "difference"}
+    row = row_of(
+        table.filter(pl.col("what") == "difference"), "sequence model, contrastive-tiny", "mortality", None, "auroc"
+    )
+    how = standing(row["low"], row["high"], "auroc")
+    sentence = next(line for line in page.splitlines() if line.startswith("- In-hospital death, AUROC"))
+    assert f"{how} the best static arm at" in sentence
+    assert ("It loses nowhere" in sentence) == (how != "behind")
+    assert f"{row['value']:+.3f}".replace("-", "−") in sentence
+    assert "trajlm experiment made.yaml --out runs/made" in page
+    for split in SPLITS:
+        published = pl.read_csv(tmp_path / "docs/splits/made" / f"{split}.csv.gz")
+        assert published.rows() == cohort().with_columns(split=split_of(split)).select("stay_id", "split").rows()
+    widths = [line.count("|") - line.count(r"\|") for line in page.splitlines() if line.startswith("|")]
+    assert len(set(widths)) > 1
+    assert "In-hospital death, AUROC" in page
+    assert "Calibration at the end of window" in page
+    with pytest.raises(TrajlmError, match="different names"):
+        results([made.root, made.root], tmp_path / "again.md")
+    with pytest.raises(TrajlmError, match=r"grid\.json"):
+        results([tmp_path], tmp_path / "again.md")

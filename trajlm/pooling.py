@@ -1,0 +1,249 @@
+"""A grid's held-out figures over its splits and seeds: means, and intervals from resampling patients (method 8).
+
+A patient who is held out in several splits is drawn in all of them alike, and the models stand as they were trained:
+an interval says how sure the mean is for these models, the spread between splits what other training stays would give.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, beliefs_path, landmarks_of
+from trajlm.calibration import fit_temperature, scaled
+from trajlm.checkpoint import read_run
+from trajlm.compared import load_runs
+from trajlm.errors import TrajlmError
+from trajlm.evidence import CHOSEN_BY
+from trajlm.metrics import METRICS, Metric, beliefs_at_landmark, interval_of, resample_weights
+from trajlm.schema import HELD_OUT, TUNING
+from trajlm.subgroups import STAYS
+
+FloatArray = NDArray[np.float64]
+POOLED = {
+    "probability": ("auroc", "auprc"),
+    "hours": ("mae", "spearman"),
+    "group": ("macro_auroc", "macro_auprc"),
+}
+CALIBRATION = ("adaptive_calibration_error", "brier_skill_score")
+SCALED = "_scaled"  # ends the name of a calibration metric after temperature scaling
+POOLED_COLUMNS: dict[str, pl.DataType] = {
+    "arm": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(), "value": pl.Float64(),
+    "low": pl.Float64(), "high": pl.Float64(), "deviation": pl.Float64(), "splits": pl.Int64(), "runs": pl.Int64(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid: which split, which seed, the name of its arm, where it lies."""
+
+    split: str
+    seed: int
+    arm: str
+    path: Path
+
+
+def arm_title(run: GridRun, name: str) -> str:
+    """An arm of a run by what tells it from the others of its grid.
+
+    A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither.
+    """
+    start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
+    of = run.arm if name == SEQUENCE else start if name.startswith("static_") else ""
+    return ", ".join(filter(None, [ARM_TITLES.get(name, name), of]))
+
+
+Key = tuple[str, str, float | None, str]  # arm, target, landmark, metric
+Draws = dict[Key, dict[str, dict[int, FloatArray]]]  # by split and seed: the figure, then its resamples
+
+
+class Pool:
+    """Held-out figures of every arm of a grid, each with its resamples.
+
+    Args:
+        runs: finished runs; within a split their held-out stays and outcomes must be the same.
+        resamples, seed: of the bootstrap over the patients of all splits together.
+
+    Raises:
+        TrajlmError: a run is not finished, or two of a split differ in their held-out stays.
+    """
+
+    def __init__(self, runs: Sequence[GridRun], resamples: int, seed: int = 0) -> None:
+        self.runs, self.resamples, self.seed = list(runs), resamples, seed
+        self.splits = list(dict.fromkeys(run.split for run in runs))
+        metrics = {run.path: json.loads((run.path / "metrics.json").read_text()) for run in runs}
+        for split in self.splits:
+            load_runs([run.path for run in runs if run.split == split])
+        first = metrics[runs[0].path]
+        self.targets = [t | {"members": [t["name"]]} for t in first["targets"] if t["group"] is None]
+        self.targets += [{"name": g["name"], "kind": "group", "title": g["title"], "members": g["targets"]}
+                         for g in first["groups"]]  # fmt: skip
+        # One run stands for all that hold the same arm of the same split and seed.
+        self._holders: dict[tuple[str, str, int], tuple[GridRun, str]] = {}
+        for run in runs:
+            for name in metrics[run.path]["arms"][HELD_OUT]:
+                self._holders.setdefault((arm_title(run, name), run.split, run.seed), (run, name))
+        self.arms = sorted({arm for arm, _, _ in self._holders}, key=lambda arm: (self.is_sequence(arm), arm))
+        self._counted: dict[tuple[str, float | None], frozenset[int]] = {}
+        self._tuning = {
+            (arm, split, seed): metrics[run.path]["arms"][TUNING][name]
+            for (arm, split, seed), (run, name) in self._holders.items()
+        }
+
+    @staticmethod
+    def is_sequence(arm: str) -> bool:
+        """Whether an arm is a sequence model."""
+        return arm.startswith(ARM_TITLES[SEQUENCE])
+
+    @cached_property
+    def _patients(self) -> tuple[NDArray[np.object_], FloatArray]:
+        """Every patient held out in some split, and how often each is drawn: float[resamples, patients]."""
+        frames = [pl.read_parquet(run.path / STAYS).filter(pl.col("split") == HELD_OUT) for run in self.runs]
+        people = np.unique(pl.concat([f.select("subject_id") for f in frames])["subject_id"].to_numpy())
+        return people, np.concatenate(list(resample_weights(people, self.resamples, self.seed)))
+
+    @cached_property
+    def draws(self) -> Draws:
+        """Every pooled figure with its resamples, float[1 + resamples]; NaN where undefined."""
+        found: Draws = {}
+        for (arm, split, seed), (run, name) in self._holders.items():
+            for target, landmark, metric, values in self._figures(run, name):
+                found.setdefault((arm, target, landmark, metric), {}).setdefault(split, {})[seed] = values
+        return found
+
+    def _figures(self, run: GridRun, name: str) -> Iterator[tuple[str, float | None, str, FloatArray]]:
+        stays = pl.read_parquet(run.path / STAYS)
+        beliefs = pl.read_parquet(beliefs_path(run.path, name))
+        held_out, tuning = (beliefs.filter(pl.col("split") == split) for split in (HELD_OUT, TUNING))
+        for landmark in landmarks_of(held_out):
+            at = beliefs_at_landmark(held_out, stays, landmark).join(
+                stays.select("stay_id", "subject_id"), on="stay_id"
+            )
+            self._require_same_stays(run, name, landmark, at)
+            for target in self.targets:
+                y, b, people = _known(at, target)
+                for metric in POOLED[target["kind"]]:
+                    of = METRICS[metric][0] if metric in METRICS else MACRO[metric]
+                    yield target["name"], landmark, metric, self._resampled(of, y, b, people)
+        last, earlier = (
+            beliefs_at_landmark(own, stays, None).join(stays.select("stay_id", "subject_id"), on="stay_id")
+            for own in (held_out, tuning)
+        )
+        for target in (t for t in self.targets if t["kind"] == "probability" and len(last)):
+            (y, b, people), (before, told, _) = _known(last, target), _known(earlier, target)
+            after = scaled(b, fit_temperature(before, told))
+            for metric in CALIBRATION:
+                yield target["name"], None, metric, self._resampled(METRICS[metric][0], y, b, people)
+                yield target["name"], None, metric + SCALED, self._resampled(METRICS[metric][0], y, after, people)
+
+    def _require_same_stays(self, run: GridRun, name: str, landmark: float | None, at: pl.DataFrame) -> None:
+        """Figures on other stays are no comparison of arms."""
+        own = frozenset(at["stay_id"])
+        odd = own ^ self._counted.setdefault((run.split, landmark), own)
+        if odd:
+            when = "the end of the window" if landmark is None else f"{landmark:g} hours"
+            raise TrajlmError(
+                f"{run.path}: at {when} {name} has beliefs in other stays than the arms before it ({len(odd)} such "
+                f"stays, the first being {min(odd)}); such figures cannot be compared"
+            )
+
+    def _resampled(self, metric: Metric, y: FloatArray, b: FloatArray, people: NDArray[np.object_]) -> FloatArray:
+        names, weights = self._patients
+        drawn = weights[:, np.searchsorted(names, people)]
+        if not len(y):
+            return np.full(1 + self.resamples, np.nan)
+        return np.concatenate([[metric(y, b)], metric(y, b, drawn)])
+
+    def by_split(self, key: Key) -> dict[str, FloatArray]:
+        """Mean over the seeds of each split, float[1 + resamples]; empty where the arm has no such figure."""
+        return {split: _mean(list(of.values())) for split, of in self.draws.get(key, {}).items()}
+
+    def best_static(self, target: dict[str, Any], landmark: float | None, split: str) -> str | None:
+        """The static arm that was best on the tuning stays of a split, by its mean over seeds; None without any."""
+        found = {arm: self._tuned(arm, target, landmark, [split]) for arm in self.arms if not self.is_sequence(arm)}
+        known = {arm: value for arm, value in found.items() if np.isfinite(value)}
+        return max(known, key=lambda arm: known[arm]) if known else None
+
+    def best_sequence(self, target: dict[str, Any]) -> str | None:
+        """The sequence arm that was best on the tuning stays of all splits at the end of the window."""
+        found = {arm: self._tuned(arm, target, None, self.splits) for arm in self.arms if self.is_sequence(arm)}
+        known = {arm: value for arm, value in found.items() if np.isfinite(value)}
+        return max(known, key=lambda arm: known[arm]) if known else None
+
+    def _tuned(self, arm: str, target: dict[str, Any], landmark: float | None, splits: Sequence[str]) -> float:
+        """Mean over runs of the metric that arms are chosen by, on tuning stays; greater is better."""
+        metric, sign = CHOSEN_BY.get(target["kind"], ("macro_auroc", 1.0))
+        wanted = (target["name"], metric, landmark)
+        values = [
+            sign * row["value"]
+            for (name, split, _), rows in self._tuning.items()
+            if name == arm and split in splits
+            for row in rows
+            if (row["target"], row["metric"], row["landmark"]) == wanted and row["value"] is not None
+        ]
+        return float(np.mean(values)) if values else float("nan")
+
+    def figures(self) -> pl.DataFrame:
+        """POOLED_COLUMNS of every arm."""
+        rows = [(*key, *self.spread(self.by_split(key)), sum(map(len, of.values()))) for key, of in self.draws.items()]
+        return _frame(rows)
+
+    def differences(self) -> pl.DataFrame:
+        """POOLED_COLUMNS of every sequence arm minus the best static arm of each split, on the same stays."""
+        rows = []
+        for key, of in self.draws.items():
+            moved = self.difference(key)
+            if self.is_sequence(key[0]) and moved:
+                rows.append((*key, *self.spread(moved), sum(map(len, of.values()))))
+        return _frame(rows)
+
+    def difference(self, key: Key) -> dict[str, FloatArray]:
+        """By split, a sequence arm minus the static arm that was best on its tuning stays, float[1 + resamples]."""
+        _, name, landmark, metric = key
+        target = next(t for t in self.targets if t["name"] == name)
+        moved = {}
+        for split, own in self.by_split(key).items():
+            rival = self.best_static(target, landmark, split)
+            if rival is not None:
+                moved[split] = own - self.by_split((rival, name, landmark, metric))[split]
+        return moved
+
+    def spread(self, of: dict[str, FloatArray]) -> tuple[float, float, float, float, int]:
+        """Mean over splits, its interval, deviation between splits (NaN for one), number of splits."""
+        together = _mean(list(of.values()))
+        low, high = interval_of(together[1:], len(self._patients[0]))
+        values = np.array([own[0] for own in of.values()])
+        deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        return float(together[0]), low, high, deviation, len(values)
+
+
+def _known(at: pl.DataFrame, target: dict[str, Any]) -> tuple[FloatArray, FloatArray, NDArray[np.object_]]:
+    """Target and belief, float[n] (float[n, C] of a group), of the stays with a known target, and their patients."""
+    members = target["members"]
+    known = at.filter(pl.any_horizontal(pl.col(f"target_{name}").is_not_null() for name in members)).sort("stay_id")
+    y, b = (
+        known.select(pl.col(f"{what}_{name}").cast(pl.Float64).fill_null(float("nan")) for name in members).to_numpy()
+        for what in ("target", "belief")
+    )
+    people = known["subject_id"].to_numpy()
+    return (y, b, people) if target["kind"] == "group" else (y[:, 0], b[:, 0], people)
+
+
+def _mean(values: Sequence[FloatArray]) -> FloatArray:
+    """Mean over a list of float[R], leaving out what is undefined; NaN where nothing is defined."""
+    stack = np.stack(values)
+    defined = np.isfinite(stack)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, stack, 0.0).sum(axis=0) / defined.sum(axis=0)
+
+
+def _frame(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=POOLED_COLUMNS, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))

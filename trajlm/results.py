@@ -1,0 +1,162 @@
+"""One page of what grids found: every arm against every other, by landmark, and in words who is ahead (method 8)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from trajlm.checkpoint import read_run, write_text
+from trajlm.errors import TrajlmError
+from trajlm.experiment import RECORD, SPLIT_FOLDER
+from trajlm.pooling import POOLED, GridRun, Pool
+from trajlm.report.tables import signed
+from trajlm.result_tables import (
+    LOWER_IS_BETTER,
+    MAIN,
+    at_landmark,
+    calibration_table,
+    difference_table,
+    figures_table,
+    measure,
+    sizes_table,
+    split_table,
+)
+from trajlm.typeset import markdown
+
+HEAD = """# Results
+
+    {command}
+
+writes this page from finished grids; [evidence.md](evidence.md) says how to read it. Every figure is a mean over
+patient splits and seeds on held-out stays, with a 95 % interval from resampling patients. The static arm that a
+sequence model is compared with is, in each split and at each landmark, the one that was best on the tuning stays; so
+is the sequence arm that the sentences speak of. [{table}]({table}) holds every figure, [splits/](splits/) who was held
+out where.
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished grid left: its folder, its record, and its figures with their resamples."""
+
+    folder: Path
+    record: dict[str, Any]
+    runs: list[GridRun]
+    pool: Pool
+
+    @property
+    def name(self) -> str:
+        """Of the grid's file."""
+        return self.record["name"]
+
+
+def results(folders: Sequence[Path], out: Path) -> None:
+    """Write the page, a ``.csv`` of every figure beside it, and each grid's splits below ``splits/NAME/``.
+
+    Args:
+        folders: that `trajlm experiment` filled.
+        out: the page, a ``.md`` file.
+
+    Raises:
+        TrajlmError: a folder holds no finished grid, or two have one name.
+    """
+    grids = [read_found(Path(folder)) for folder in folders]
+    names = [grid.name for grid in grids]
+    if len(set(names)) < len(names):
+        raise TrajlmError(f"results: expected grids of different names, came {', '.join(names)}")
+    frames = [everything(grid.pool) for grid in grids]
+    table = out.with_suffix(".csv")
+    command = " ".join(["trajlm results", *(f"runs/{name}" for name in names), "--out", f"docs/{out.name}"])
+    sections = [section(grid, frame) for grid, frame in zip(grids, frames, strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for grid in grids:
+        shutil.copytree(grid.folder / SPLIT_FOLDER, out.parent / SPLIT_FOLDER / grid.name, dirs_exist_ok=True)
+    told = [frame.select(pl.lit(name).alias("grid"), pl.all()) for name, frame in zip(names, frames, strict=True)]
+    write_text(table, pl.concat(told).write_csv(float_precision=6))
+    write_text(out, "\n".join([HEAD.format(command=command, table=table.name), *sections]))
+
+
+def read_found(folder: Path) -> Found:
+    """A grid's folder, as its ``grid.json`` tells."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise TrajlmError(f"{folder}: expected {RECORD}, which `trajlm experiment` writes when every stage is done")
+    record = json.loads(path.read_text())
+    runs = [GridRun(run["split"], run["seed"], run["arm"], folder / run["path"]) for run in record["runs"]]
+    resamples = min(read_run(run.path)["recipe"]["finetuning"]["bootstrap_resamples"] for run in runs)
+    return Found(folder, record, runs, Pool(runs, resamples))
+
+
+def everything(pool: Pool) -> pl.DataFrame:
+    """POOLED_COLUMNS and ``what``: the value, or a sequence arm's difference to the best static arm."""
+    figures, moved = pool.figures(), pool.differences()
+    return pl.concat([figures.with_columns(what=pl.lit("value")), moved.with_columns(what=pl.lit("difference"))])
+
+
+def section(grid: Found, frame: pl.DataFrame) -> str:
+    """All of one grid, as Markdown."""
+    values, moved = (frame.filter(pl.col("what") == what) for what in ("value", "difference"))
+    lines = [f"## {grid.name}", "", about(grid), "", "In words:", ""]
+    lines += [f"- {verdict(grid.pool, target, moved)}" for target in grid.pool.targets]
+    metrics = {run.split: json.loads((run.path / "metrics.json").read_text()) for run in grid.runs}
+    tables = [sizes_table(grid.pool, metrics)]
+    for target in grid.pool.targets:
+        tables += [figures_table(values, target, metric) for metric in POOLED[target["kind"]]]
+        tables += [difference_table(moved, target), split_table(grid.pool, target)]
+    tables.append(calibration_table(values, grid.pool))
+    return "\n".join([*lines, "", *(markdown(table) for table in tables if table.rows)])
+
+
+def verdict(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> str:
+    """Where the sequence model that was best on the tuning stays is ahead, behind, or neither: two sentences."""
+    arm, metric = pool.best_sequence(target), MAIN[target["kind"]]
+    name = measure(target, metric)
+    own = moved.filter(
+        (pl.col("arm") == (arm or "")) & (pl.col("target") == target["name"]) & (pl.col("metric") == metric)
+    )
+    told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told from": []}
+    lost = []
+    for row in own.sort("landmark", nulls_last=True).filter(pl.col("value").is_not_null()).iter_rows(named=True):
+        how, at = standing(row["low"], row["high"], metric), at_landmark(row["landmark"])
+        ends = "" if row["low"] is None else f", 95 % interval {signed(row['low'])} to {signed(row['high'])}"
+        told[how].append(f"{at} ({signed(row['value'])}{ends})")
+        lost += [at] if how == "behind" else []
+    if arm is None or not any(told.values()):
+        return f"{name}: no sequence model stands beside a static arm."
+    parts = [f"{how} the best static arm at {', '.join(where)}" for how, where in told.items() if where]
+    end = f"It loses at {', '.join(lost)}." if lost else "It loses nowhere that these stays can tell."
+    return f"{name}: the sequence model ({arm.partition(', ')[2]}) is {'; '.join(parts)}. {end}"
+
+
+def standing(low: float | None, high: float | None, metric: str) -> str:
+    """How a difference with this interval stands: ahead of, behind or not told from; without one, not told from."""
+    if low is None or high is None or low <= 0 <= high:
+        return "not told from"
+    return "ahead of" if (low > 0) != (metric in LOWER_IS_BETTER) else "behind"
+
+
+def about(grid: Found) -> str:
+    """Release, command, machine, versions and cost, as the runs' own files tell them."""
+    facts = [json.loads((run.path / "environment.json").read_text()) for run in grid.runs]
+    machines = _listed(f"{fact['hardware']['cpu_count']} cores, {fact['hardware']['device']}" for fact in facts)
+    versions = _listed(f"Python {fact['versions']['python']}, torch {fact['versions']['torch']}" for fact in facts)
+    commits = _listed(str(fact["git_commit"])[:12] for fact in facts)
+    hours, memory = sum(fact["seconds"] for fact in facts) / 3600, max(fact["peak_memory_gb"] for fact in facts)
+    manifest = Path(read_run(grid.runs[0].path)["recipe"]["data"]) / "manifest.json"
+    release = json.loads(manifest.read_text())["release"] + ". " if manifest.is_file() else ""
+    cost = f"{len(facts)} fine-tuning runs, {hours:.1f} hours of them together, at most {memory:.1f} GB"
+    return f"    {grid.record['command']}\n\n{release}{cost}; {machines}; {versions}; commit {commits}."
+
+
+def _listed(facts: Iterable[str]) -> str:
+    """What all share, or each with how many runs have it."""
+    counted = Counter(facts)
+    alone = len(counted) == 1
+    return " and ".join(fact if alone else f"{fact} ({number} runs)" for fact, number in counted.items())
