@@ -26,7 +26,9 @@ ORDER = [
     ["encoders"],
     ["checkpoint"],
     ["latents"],
-    ["backbones", "tasks", "fusions"],
+    ["presets", "tasks", "fusions"],
+    ["packing", "adapters"],
+    ["backbones", "hardware"],
     ["reading"],
     ["interception"],
     ["trajectory"],
@@ -149,7 +151,7 @@ def test_the_package_imports_no_script():
 
 def test_scripts_parse_their_flags_before_they_load_torch():
     heavy = {"torch", "transformers", "peft", "accelerate", "polars", "numpy"}
-    light = ["trajlm", "trajlm.cli", "trajlm.config", "trajlm.errors", "trajlm.resources"]
+    light = ["trajlm", "trajlm.cli", "trajlm.config", "trajlm.errors", "trajlm.presets", "trajlm.resources"]
     for name in light:
         assert not {i.split(".")[0] for i, top in IMPORTS[name] if top} & heavy
     for script in ("pretrain.py", "finetune.py", "interpret.py"):

@@ -17,14 +17,16 @@ from trajlm.backbones import (
     load_adapter,
     load_trunk,
     starts_at_random,
+    traits,
     tunes_fully,
-    uses_bf16,
+    use_attention,
 )
 from trajlm.checkpoint import data_fingerprint, read_run, write_tensors, write_text
 from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
+from trajlm.hardware import means_of
 from trajlm.schema import TRAIN, FittedFeature, Modality
 from trajlm.tasks import Task, build_tasks
 from trajlm.trajectory import TrajectoryModel, inputs_json
@@ -90,6 +92,7 @@ def _reading(config: FinetuningConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "input_dropout": config.input_dropout,
         "max_events": config.max_events,
+        "predict_visible": config.predict_visible,
     }
 
 
@@ -97,15 +100,18 @@ def build_trajectory_model(
     recipe: Recipe, prepared: Prepared, encoders: AlignedEncoders, tasks: list[Task], device: torch.device
 ) -> TrajectoryModel:
     """A sequence model ready to be fine-tuned."""
+    backbone = build_backbone(recipe.backbone)
+    means = means_of(recipe, traits(backbone), device)
     return TrajectoryModel(
         encoders,
-        build_backbone(recipe.backbone),
+        backbone if means.attention == "flash" else use_attention(backbone, means.attention),
         tasks,
         prepared.modalities,
         prepared.features,
         prepared.image_pixels,
         **_reading(recipe.finetuning),
-        bf16=uses_bf16(recipe.backbone, device),
+        bf16=means.bf16,
+        flash=means.attention == "flash",
     )
 
 
@@ -123,7 +129,7 @@ def save_trajectory_model(
     write_tensors(folder / SEQUENCE_WEIGHTS, _without_backbone(model))
     write_text(folder / "inputs.json", inputs_json(model))
     if starts_at_random(backbone) or tunes_fully(backbone):
-        bare_trunk(model.backbone, backbone.name).save_pretrained(folder / BACKBONE)  # type: ignore[operator]
+        bare_trunk(model.backbone, backbone).save_pretrained(folder / BACKBONE)  # type: ignore[operator]
     if not tunes_fully(backbone):
         model.backbone.save_pretrained(folder / ADAPTER)  # type: ignore[operator]
 
@@ -165,5 +171,5 @@ def load_trajectory_model(run: Path | str) -> TrajectoryModel:
 
 def _trained_backbone(folder: Path, config: BackboneConfig) -> nn.Module:
     saved = folder / BACKBONE
-    trunk = load_trunk(config.name, saved if saved.exists() else None)
+    trunk = load_trunk(config, saved if saved.exists() else None)
     return trunk if tunes_fully(config) else load_adapter(trunk, folder / ADAPTER)

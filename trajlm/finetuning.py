@@ -11,9 +11,10 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from trajlm.adapters import require_learning_adapters
 from trajlm.arms import BASELINE_ARMS, SEQUENCE, beliefs_path, print_headline, report_metrics, write_beliefs
 from trajlm.assemble import build_encoders, build_trajectory_model, load_encoders, save_trajectory_model
-from trajlm.backbones import describe, starts_at_random
+from trajlm.backbones import config_of, describe, starts_at_random
 from trajlm.baselines import tabular_beliefs
 from trajlm.cards import finetuning_card
 from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_text
@@ -22,7 +23,9 @@ from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
+from trajlm.hardware import means_of
 from trajlm.latents import Latents, TrajectoryBatch, cache_latents
+from trajlm.presets import family_of
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
 from trajlm.static import fitted_tasks, train_fusion
@@ -44,6 +47,7 @@ class SequenceObjective(nn.Module):
         super().__init__()
         self.model = model
         self.modality_dropout, self.loss_over = config.modality_dropout, config.loss_over
+        self.packed = config.batching == "packed"
 
     def forward(self, batch: TrajectoryBatch) -> Tensor:
         """float[]."""
@@ -54,7 +58,8 @@ class SequenceObjective(nn.Module):
             weights = weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
         elif self.loss_over == "last":
             weights = torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
-        return stay_losses(self.model.fitted_tasks, self.model(batch).readouts, batch.targets, weights).mean()
+        readouts = self.model(batch, packed=self.packed and self.training).readouts
+        return stay_losses(self.model.fitted_tasks, readouts, batch.targets, weights).mean()
 
 
 def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
@@ -113,12 +118,13 @@ def finetune(recipe: Recipe) -> Path:
     targets = target_table(recipe, prepared)
     fitted_tasks(recipe, targets, splits)
     backbone = describe(recipe.backbone.name)
+    means = means_of(recipe, family_of(config_of(recipe.backbone.name).model_type), accelerator.device)
     run = RunFolder(recipe.out, "finetuning", recipe, inputs, accelerator.is_main_process)
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")
         return run.path
     if run.main:
-        print(f"{splits.description}\nbackbone {backbone}")
+        print("\n".join([splits.description, f"backbone {backbone}", *means.changes]))
     encoders.to(accelerator.device)
     with accelerator.main_process_first():
         latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", fingerprint(inputs))
@@ -169,7 +175,8 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         work.splits.train,
         work.by_length(work.splits.tuning),
         work.trajectories,
-        lengths=lengths,
+        lengths=lengths if config.batching == "by_length" else None,
+        after_first_steps=lambda steps: require_learning_adapters(model.backbone, steps),
         rate_factors={"model.backbone.": _backbone_rate_factor(recipe)},
     )
     settings = LoopSettings(

@@ -19,6 +19,8 @@ from tqdm import tqdm
 from trajlm.checkpoint import Checkpoints, RunFolder
 from trajlm.errors import TrajlmError
 
+FIRST_STEPS = 3
+
 
 class Batch(Protocol):
     """Anything that knows its stays and can move to a device."""
@@ -44,6 +46,7 @@ class Stage:
         rate_factors: by prefix of a parameter's name, the share of the learning rate it is trained with.
         backward: a batch to its loss, the gradients left on the parameters, for a loss that takes more than a forward
             and a backward pass; several processes' gradients averaged. None: ``module`` forward, then backward.
+        after_first_steps: called once with their number; raises if something that should learn did not.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Stage:
     rate_factors: dict[str, float] = field(default_factory=dict)
     global_loss: bool = False
     backward: Callable[[Any], Tensor] | None = None
+    after_first_steps: Callable[[int], None] = lambda steps: None
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,8 @@ class Trainer:
             state["epoch_loss"] += self._step(module, batches[state["batch"]], total)
             state["batch"] += 1
             state["step"] += 1
+            if state["step"] == FIRST_STEPS:
+                self.stage.after_first_steps(FIRST_STEPS)
             progress.update()
             if time.monotonic() - saved > settings.checkpoint_seconds:
                 self._save()

@@ -15,11 +15,12 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from trajlm.backbones import hidden_width, token_embeddings
+from trajlm.backbones import hidden_width, text_config, token_embeddings, traits, use_attention
 from trajlm.dataset import InputReader
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch, static_and_earliest
+from trajlm.packing import SequenceReader
 from trajlm.reading import HoursEncoding, NewestFusion, Projector, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import Task
@@ -77,6 +78,8 @@ class TrajectoryModel(nn.Module):
         input_dropout: on latents and states, in training.
         max_events: longest timeline; later events that are not static are not read and get no belief.
         bf16: run the backbone under bfloat16 autocast in training.
+        predict_visible: later positions may attend to earlier [PREDICT]s.
+        flash: train under FlashAttention 2; beliefs are computed under sdpa in float32.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class TrajectoryModel(nn.Module):
         input_dropout: float = 0.0,
         max_events: int = 1000,
         bf16: bool = False,
+        predict_visible: bool = True,
+        flash: bool = False,
     ) -> None:
         super().__init__()
         width = hidden_width(backbone)
@@ -102,6 +107,7 @@ class TrajectoryModel(nn.Module):
         scale = float(vocabulary.std())
         self.encoders = encoders.requires_grad_(False).eval()
         self.backbone = backbone
+        self.sequence_reader = SequenceReader(text_config(backbone), traits(backbone), predict_visible)
         self.projectors = nn.ModuleDict(
             {
                 m: Projector(
@@ -128,12 +134,14 @@ class TrajectoryModel(nn.Module):
         self.modalities = {m.name: m for m in modalities}
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
-        self.max_events, self.bf16 = max_events, bf16
+        self.max_events, self.bf16, self.flash = max_events, bf16, flash
 
     def train(self, mode: bool = True) -> TrajectoryModel:
         """Training mode for all but the frozen encoders."""
         super().train(mode)
         self.encoders.eval()
+        if self.flash:
+            use_attention(self.backbone, "flash" if mode else "sdpa")
         return self
 
     @property
@@ -179,6 +187,7 @@ class TrajectoryModel(nn.Module):
         cache: Any = None,
         use_cache: bool = False,
         before: TrajectoryBatch | None = None,
+        packed: bool = False,
     ) -> TrajectoryOutput:
         """Read timelines, or further events of timelines whose ``cache`` an earlier call returned.
 
@@ -187,36 +196,33 @@ class TrajectoryModel(nn.Module):
             cache: of an earlier call on the same timelines.
             use_cache: return a cache.
             before: the newest event of every modality among those that the cache stands for, in order.
+            packed: join timelines into rows instead of padding each.
         """
         if before is None:
             events = self.embed(batch)
         else:
             events = self.embed(before.followed_by(batch))[:, before.present.shape[1] :]
-        return self.read(events, batch.present, cache, use_cache)
+        return self.read(events, batch.present, cache, use_cache, packed)
 
-    def read(self, events: Tensor, present: Tensor, cache: Any = None, use_cache: bool = False) -> TrajectoryOutput:
+    def read(
+        self, events: Tensor, present: Tensor, cache: Any = None, use_cache: bool = False, packed: bool = False
+    ) -> TrajectoryOutput:
         """What :meth:`forward` makes of its events once they are embedded.
 
         Args:
             events: float[B, S, H], as :meth:`embed` returns them.
             present: bool[B, S], False at padding.
-            cache, use_cache: as in :meth:`forward`.
+            cache, use_cache, packed: as in :meth:`forward`.
         """
         sequence, positions = interleave(events, self.predict)
         mask = present.repeat_interleave(2, dim=1)
         with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
-            output = self.backbone(
-                inputs_embeds=sequence,
-                # Without padding no mask is needed, and the cache alone decides what a streamed event may see.
-                attention_mask=None if bool(mask.all()) else mask.long(),
-                past_key_values=cache,
-                use_cache=use_cache,
-            )
-        hidden = output.last_hidden_state[:, positions].float()
+            states, cache = self.sequence_reader(self.backbone, sequence, mask, cache, use_cache, packed)
+        hidden = states[:, positions].float()
         readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
         if self.event_heads:
             readouts = readouts + torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
-        return TrajectoryOutput(sequence, hidden, readouts, positions, output.past_key_values if use_cache else None)
+        return TrajectoryOutput(sequence, hidden, readouts, positions, cache)
 
     def beliefs_of(self, readouts: Tensor) -> dict[str, Tensor]:
         """Beliefs float[...] by target from read-outs float[..., K]."""
