@@ -1,4 +1,4 @@
-"""Attention is the backbone's own in every family at hand: grouped keys, sliding windows, soft caps, sinks, none at all."""
+"""Attention is the backbone's own in every family: grouped keys, sliding windows, soft caps, sinks, none at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {**GROUPED, "sliding_window": 5},
     "qwen3": {**GROUPED, "head_dim": 8},
     "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.3},
+    "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8,
+               "attn_logit_softcapping": 0.3},
     "gemma3_text": {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8,
                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "phi3": GROUPED,

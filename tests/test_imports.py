@@ -25,6 +25,7 @@ ORDER = [
     ["objectives"],
     ["encoders"],
     ["checkpoint"],
+    ["columns"],
     ["latents"],
     ["presets", "tasks", "fusions"],
     ["packing", "adapters"],

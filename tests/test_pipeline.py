@@ -23,6 +23,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from trajlm.columns import read_note
 from trajlm.config import Recipe, parse_recipe, recipe_parser
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
@@ -108,9 +109,10 @@ def test_a_run_says_what_made_it(fixture, request):
 
 def test_weights_are_safetensors_alone(encoders_run, run):
     suffixes = {path.suffix for folder in (encoders_run, run) for path in folder.rglob("*") if path.is_file()}
-    assert suffixes == {".safetensors", ".json", ".jsonl", ".yaml", ".md", ".parquet", ".npy"}
-    for path in run.rglob("*.npy"):
-        assert not np.load(path, allow_pickle=False).dtype.hasobject
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".yaml", ".md", ".parquet", ".bin"}
+    # Plain numbers, as their note says.
+    assert {path.parent for path in run.rglob("*.bin")} == {run / "latents"}
+    assert read_note(run / "latents") is not None
 
 
 # Beliefs and metrics

@@ -78,7 +78,8 @@ def fingerprint(*parts: Any) -> str:
 def data_fingerprint(prepared: Path) -> str:
     """Hex digest of everything in a prepared folder that a model reads."""
     files = [prepared / "features.json", prepared / "stays.parquet", *sorted((prepared / "events").glob("*.parquet"))]
-    return fingerprint(*files)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    return fingerprint(*files, manifest["modalities"], manifest["settings"]["image_pixels"])
 
 
 def environment(seed: int, inputs: dict[str, str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,8 +206,29 @@ class ModalityStore:
         return ImageView(torch.from_numpy(pixels))
 
 
+class LazyStores(Mapping[str, ModalityStore]):
+    """Stores by modality that are read when first asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], ModalityStore]) -> None:
+        self._names, self._read = tuple(names), read
+        self._open: dict[str, ModalityStore] = {}
+
+    def __getitem__(self, name: str) -> ModalityStore:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._open:
+            self._open[name] = self._read(name)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Prepared:
-    """A prepared folder, opened.
+    """A prepared folder, opened. When what happened is in memory at once, the payloads of events only when asked for.
 
     Attributes:
         folder: where it lies.
@@ -216,7 +237,7 @@ class Prepared:
         features: fitted on the training split.
         stays: ``stays.parquet``, sorted by stay_id.
         hours: float64[E] of every event; events are grouped by stay, in order of time.
-        modality_index: int64[E], position in ``modalities``.
+        modality_index: int16[E], position in ``modalities``.
         bounds: int64[stays + 1], the events of stay i are rows ``bounds[i]:bounds[i + 1]``.
     """
 
@@ -232,25 +253,27 @@ class Prepared:
         listed = json.loads((self.folder / "features.json").read_text())["features"]
         self.features = tuple(FittedFeature(**entry) for entry in listed)
         self.stays = pl.read_parquet(self.folder / "stays.parquet").sort("stay_id")
-        self._events = pl.read_parquet(self.folder / "events" / "*.parquet")
+        self._events = pl.scan_parquet(self.folder / "events" / "*.parquet")
         self._position = {stay_id: i for i, stay_id in enumerate(self.stays["stay_id"])}
         order = {modality.name: i for i, modality in enumerate(self.modalities)}
-        self.hours = self._events["hours_since_admission"].to_numpy()
-        self.modality_index = self._events["modality"].replace_strict(order, return_dtype=pl.Int64).to_numpy()
-        self._check_order()
-        self.bounds = np.searchsorted(
-            self._events["stay_id"].to_numpy(), np.append(self.stays["stay_id"].to_numpy(), np.iinfo(np.int64).max)
-        )
+        place = pl.col("modality").replace_strict(order, return_dtype=pl.Int16)
+        index = self._events.select("stay_id", "hours_since_admission", place).collect()
+        ids = index["stay_id"].to_numpy()
+        self.hours = index["hours_since_admission"].to_numpy()
+        self.modality_index = index["modality"].to_numpy()
+        self._check_order(ids)
+        self.bounds = np.searchsorted(ids, np.append(self.stays["stay_id"].to_numpy(), np.iinfo(np.int64).max))
+        self._held = np.zeros((len(self.stays), len(self.modalities)), dtype=bool)
+        self._held[np.repeat(np.arange(len(self.stays)), np.diff(self.bounds)), self.modality_index] = True
         self.readers = {m.name: InputReader(m, self.features, self.image_pixels) for m in self.modalities}
 
-    def _check_order(self) -> None:
-        ids = self._events["stay_id"].to_numpy()
+    def _check_order(self, ids: np.ndarray) -> None:
         later = np.zeros(max(0, len(ids) - 1), dtype=bool)  # from the last key to the first: an earlier one decides
         for key in (self.modality_index, self.hours, ids):
             later = (key[1:] < key[:-1]) | ((key[1:] == key[:-1]) & later)
         if later.any():
             raise TrajlmError(f"{self.folder}: events are not sorted by stay, time and modality; prepare it again")
-        unknown = set(self._events["stay_id"].unique()) - set(self._position)
+        unknown = set(np.unique(ids).tolist()) - set(self._position)
         if unknown:
             raise TrajlmError(f"{self.folder}: {len(unknown)} stays have events and no row in stays.parquet")
 
@@ -265,16 +288,34 @@ class Prepared:
         return self.manifest["split_source"] == "published"
 
     @cached_property
-    def stores(self) -> dict[str, ModalityStore]:
-        """Events by modality; only modalities that have any."""
+    def stores(self) -> Mapping[str, ModalityStore]:
+        """Events by modality, each read when first asked for and held from then on; only modalities that have any."""
+        return LazyStores([m.name for i, m in enumerate(self.modalities) if self._held[:, i].any()], self._read_all)
+
+    def _read_all(self, name: str) -> ModalityStore:
+        reader = self.readers[name]
+        payload = ["feature_ids", "values"] if reader.modality.kind == "numeric" else [reader.modality.kind]
+        own = self._events.filter(pl.col("modality") == name)
+        rows = np.flatnonzero(self.modality_index == list(self.readers).index(name))
+        return ModalityStore(reader, own.select("hours_since_admission", *payload).collect(), rows, self.bounds)
+
+    def stores_between(self, first: int, last: int) -> dict[str, ModalityStore]:
+        """Events of the stays at positions ``first`` to ``last`` (not with it) by modality, read anew."""
+        low, high = int(self.bounds[first]), int(self.bounds[last])
+        events = self._events.slice(low, high - low).collect()
         stores = {}
-        for index, modality in enumerate(self.modalities):
-            rows = np.flatnonzero(self.modality_index == index)
+        for index, (name, reader) in enumerate(self.readers.items()):
+            rows = np.flatnonzero(self.modality_index[low:high] == index)
             if len(rows):
-                stores[modality.name] = ModalityStore(
-                    self.readers[modality.name], self._events[rows], rows, self.bounds
-                )
+                stores[name] = ModalityStore(reader, events[rows], rows + low, self.bounds)
         return stores
+
+    def in_parts(self, stays: np.ndarray, events: int) -> Iterator[tuple[np.ndarray, dict[str, ModalityStore]]]:
+        """These stays (sorted positions) in parts of about so many events, each part with its own stores."""
+        part = self.bounds[stays] // events
+        for own in np.split(stays, np.flatnonzero(np.diff(part)) + 1):
+            if len(own):
+                yield own, self.stores_between(int(own[0]), int(own[-1]) + 1)
 
     def positions(self, *splits: str) -> np.ndarray:
         """int64[n]: positions of the stays of these splits, in order of stay_id."""
@@ -290,10 +331,9 @@ class Prepared:
 
     def present(self, stays: np.ndarray, modalities: Sequence[str]) -> Tensor:
         """bool[len(stays), len(modalities)]: whether the stay holds an event of the modality."""
-        columns = [
-            self.stores[m].count(stays) > 0 if m in self.stores else np.zeros(len(stays), bool) for m in modalities
-        ]
-        return torch.from_numpy(np.stack(columns, axis=1))
+        order = [m.name for m in self.modalities]
+        columns = np.array([order.index(m) for m in modalities])
+        return torch.from_numpy(self._held[stays][:, columns])
 
     def stay_batch(
         self,
@@ -301,15 +341,20 @@ class Prepared:
         modalities: Sequence[str],
         mix: ViewMix | None = None,
         random: np.random.Generator | None = None,
+        stores: Mapping[str, ModalityStore] | None = None,
     ) -> StayBatch:
-        """Whole stays as encoder inputs; with a ``mix``, of each modality of a stay what ``random`` draws from it."""
+        """Whole stays as encoder inputs; with a ``mix``, of each modality of a stay what ``random`` draws from it.
+
+        ``stores`` that hold these stays are read instead of those of the whole folder.
+        """
+        stores = self.stores if stores is None else stores
         present = self.present(stays, modalities)
         views: dict[str, View] = {}
         for column, name in enumerate(modalities):
             held = stays[present[:, column].numpy()]
             if not len(held):
                 continue
-            store = self.stores[name]
+            store = stores[name]
             span = mix.draw(store.count(held), random) if mix is not None and random is not None else None
             views[name] = store.stay_view(held, span)
         stay_ids = torch.from_numpy(self.stays["stay_id"].to_numpy()[stays])
@@ -320,7 +365,8 @@ class Prepared:
         position = self.position(stay_id)
         row = self.stays.row(position, named=True)
         events = []
-        for item in self._events[int(self.bounds[position]) : int(self.bounds[position + 1])].iter_rows(named=True):
+        first, last = self.bounds[position : position + 2].tolist()
+        for item in self._events.slice(first, last - first).collect().iter_rows(named=True):
             numeric = item["feature_ids"] is not None
             events.append(
                 Event(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,9 @@ def finetune(recipe: Recipe) -> Path:
     if run.main:
         print("\n".join([splits.description, f"backbone {backbone}", *means.changes]))
     encoders.to(accelerator.device)
+    key = fingerprint(inputs, asdict(recipe.encoder))
     with accelerator.main_process_first():
-        latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", fingerprint(inputs))
+        latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key)
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
     arms = train_baselines(work)
     arms = {SEQUENCE: train_sequence(work, encoders)} | arms

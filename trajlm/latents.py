@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,11 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trajlm.checkpoint import write_text
-from trajlm.dataset import Prepared
+from trajlm.checkpoint import fingerprint
+from trajlm.columns import ColumnWriter, column_folder, open_column, read_note
+from trajlm.dataset import ModalityStore, Prepared
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.errors import TrajlmError
+from trajlm.views import NumericView, View, carried_forward
 
 CHUNK = 64  # stays encoded at once
+EVENTS_AT_ONCE = 500_000  # about so many are read from the prepared folder at once
 
 
 @dataclass
@@ -119,62 +121,102 @@ class StaticBatch:
 
 
 class Latents:
-    """Cached latents of a prepared folder.
+    """Cached latents of a prepared folder, memory-mapped. The sequence model reads nothing else of its events.
+
+    Of every event that the model reads there is one row, stay after stay in order of time. Beside its latent stand its
+    own standardised measurements; the carried-forward state, which is far wider, is put together again when a batch is.
 
     Attributes:
-        events: float32[E, D], row for row the prepared folder's events; NaN for events that were not encoded.
-        states: float32[E, V], their carried-forward state; NaN likewise.
-        stays: float32[N, M, D], the whole stay's latent per modality, missing tokens where absent.
+        events: float32[E, D].
+        hours: float64[E], hours since admission.
+        modality: int16[E], position in ``modalities``.
+        event_index: int32[E], position in the stay's whole timeline.
+        stays: float32[N, M, D], the whole stay's latent per modality, missing tokens where absent; N encoded stays.
         present: bool[N, M].
         modalities: M names.
     """
 
     def __init__(self, folder: Path, prepared: Prepared, modalities: Sequence[str]) -> None:
-        self.events: np.ndarray = np.load(folder / "events.npy", mmap_mode="r", allow_pickle=False)
-        self.states: np.ndarray = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)
-        self.stays: np.ndarray = np.load(folder / "stays.npy", mmap_mode="r", allow_pickle=False)
-        self.present: np.ndarray = np.load(folder / "present.npy", mmap_mode="r", allow_pickle=False)
+        about = read_note(folder)
+        if about is None:
+            raise TrajlmError(f"{folder} holds no whole latents; run finetune.py again to encode the events")
+        mapped = {name: open_column(folder, about, name) for name in about["columns"]}
+        self.events, self.hours, self.modality = mapped["events"], mapped["hours"], mapped["modality"]
+        self.event_index, self.stays, self.present = mapped["event_index"], mapped["stays"], mapped["present"]
+        self._measured, self._columns, self._values = mapped["measured"], mapped["columns"], mapped["values"]
         self.modalities = tuple(modalities)
+        self._cells = np.concatenate([[0], np.cumsum(self._measured, dtype=np.int64)])
+        self._place = np.full(len(prepared.stays), -1)
+        self._place[mapped["positions"]] = np.arange(len(mapped["positions"]))
+        self._bounds = np.concatenate([[0], np.cumsum(mapped["counts"], dtype=np.int64)])
+        self._features = [sum(f.modality == m for f in prepared.features) for m in self.modalities]
+        listed = {m.name: m.static for m in prepared.modalities}
+        self._static = np.array([listed[m] for m in self.modalities])
+        self._stay_ids = prepared.stays["stay_id"].to_numpy()
         self._prepared = prepared
-        names = [m.name for m in prepared.modalities]
-        to_model = {names.index(name): i for i, name in enumerate(self.modalities)}
-        self._model_index = np.array([to_model.get(i, -1) for i in range(len(names))])
-        self._static = np.array([m.static for m in prepared.modalities])
+
+    def places(self, stays: np.ndarray) -> np.ndarray:
+        """int[N]: where the cache holds these stays (positions)."""
+        places = self._place[stays]
+        if (places < 0).any():
+            raise ValueError(f"stay {self._stay_ids[stays[np.argmin(places)]]} was never encoded")
+        return places
 
     def rows(self, stay: int, max_events: int) -> np.ndarray:
-        """Rows of the stay's encoded events, at most ``max_events``: all static ones, then the earliest."""
-        rows = np.arange(self._prepared.bounds[stay], self._prepared.bounds[stay + 1])
-        kinds = self._prepared.modality_index[rows]
-        rows, kinds = rows[self._model_index[kinds] >= 0], kinds[self._model_index[kinds] >= 0]
-        return rows[static_and_earliest(self._static[kinds], max_events)]
+        """Rows of the stay's events that are read (:func:`fits`)."""
+        place = int(self.places(np.array([stay]))[0])
+        rows = np.arange(self._bounds[place], self._bounds[place + 1])
+        return rows[fits(self._static[self.modality[rows]], max_events)]
 
     def trajectories(self, stays: np.ndarray, targets: Tensor, max_events: int) -> TrajectoryBatch:
         """The timelines of these stays (positions); ``targets`` float[B, K] goes along."""
-        rows = [self.rows(stay, max_events) for stay in stays]
-        longest, width = max(len(r) for r in rows), self.events.shape[1]
-        latents = np.zeros((len(rows), longest, width), dtype=np.float32)
-        state = np.zeros((len(rows), longest, self.states.shape[1]), dtype=np.float32)
-        modality = np.zeros((len(rows), longest), dtype=np.int64)
-        hours = np.zeros((len(rows), longest))
-        event_index = np.zeros((len(rows), longest), dtype=np.int64)
-        present = np.zeros((len(rows), longest), dtype=bool)
-        for i, r in enumerate(rows):
-            latents[i, : len(r)] = self.events[r]
-            state[i, : len(r)] = self.states[r]
-            modality[i, : len(r)] = self._model_index[self._prepared.modality_index[r]]
-            hours[i, : len(r)] = self._prepared.hours[r]
-            event_index[i, : len(r)] = r - self._prepared.bounds[stays[i]]
-            present[i, : len(r)] = True
+        chosen = [self.rows(stay, max_events) for stay in stays]
+        lengths = np.array([len(rows) for rows in chosen])
+        rows = np.concatenate(chosen)
+        present = np.arange(lengths.max()) < lengths[:, None]
+        first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+        def padded(flat: np.ndarray, dtype: type) -> Tensor:
+            table = np.zeros((*present.shape, *flat.shape[1:]), dtype=dtype)
+            table[present] = flat
+            return torch.from_numpy(table)
+
         return TrajectoryBatch(
-            stay_ids=torch.from_numpy(self._prepared.stays["stay_id"].to_numpy()[stays]),
-            latents=torch.from_numpy(latents),
-            state=torch.from_numpy(state),
-            modality=torch.from_numpy(modality),
-            hours=torch.from_numpy(hours),
-            event_index=torch.from_numpy(event_index),
+            stay_ids=torch.from_numpy(self._stay_ids[stays]),
+            latents=padded(self.events[rows], np.float32),
+            state=padded(self.carried_state(rows, first), np.float32),
+            modality=padded(self.modality[rows], np.int64),
+            hours=padded(self.hours[rows], np.float64),
+            event_index=padded(self.event_index[rows], np.int64),
             present=torch.from_numpy(present),
             targets=targets,
         )
+
+    def carried_state(self, rows: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """float32[N, V] carried-forward state of events, as :meth:`AlignedEncoders.carried_state` gives it.
+
+        Args:
+            rows: int[N], events of stays from their beginning on, stay after stay.
+            first: int[N], where in ``rows`` the event's stay begins.
+        """
+        state = np.zeros((len(rows), 3 * max(self._features)), dtype=np.float32)
+        kinds = self.modality[rows]
+        for index, width in enumerate(self._features):
+            own = np.flatnonzero(kinds == index)
+            if width and len(own):
+                values, observed = self._dense(rows[own], width)
+                begins = np.searchsorted(own, first[own])
+                state[own, : 3 * width] = carried_forward(values, observed, self.hours[rows[own]], begins)
+        return state
+
+    def _dense(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """float32[N, F] standardised values and bool[N, F] whether observed, of events of one modality."""
+        lengths = self._measured[rows].astype(np.int64)
+        cells = np.repeat(self._cells[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        at = np.repeat(np.arange(len(rows)), lengths), self._columns[cells]
+        values, observed = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
+        values[at], observed[at] = self._values[cells], True
+        return values, observed
 
     def last_events(self, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64[N] index and float64[N] hours since admission of the last event of each of these stays."""
@@ -183,20 +225,22 @@ class Latents:
 
     def static(self, stays: np.ndarray, targets: Tensor) -> StaticBatch:
         """One latent per modality of these stays."""
-        stay_ids = torch.from_numpy(self._prepared.stays["stay_id"].to_numpy()[stays])
+        places = self.places(stays)
         return StaticBatch(
-            stay_ids, torch.from_numpy(self.stays[stays]), torch.from_numpy(self.present[stays]), targets
+            torch.from_numpy(self._stay_ids[stays]),
+            torch.from_numpy(self.stays[places]),
+            torch.from_numpy(self.present[places]),
+            targets,
         )
 
 
-def static_and_earliest(static: np.ndarray, most: int) -> np.ndarray:
-    """bool[S]: which of a timeline's events fit into ``most``: every static one, then the earliest others.
+def fits(static: np.ndarray, most: int) -> np.ndarray:
+    """bool[S]: which of a timeline's events are read: the first ``most``, and every static one after them.
 
-    Static events alone may exceed ``most``; they are never left out. Dropping the oldest instead would let the length
-    of the whole stay decide what an early belief may see.
+    Nothing later decides whether an event is read, so a stream keeps to the same rule; dropping the oldest instead
+    would let the length of the whole stay decide what an early belief may see.
     """
-    room = max(0, most - int(static.sum()))
-    return static | (np.cumsum(~static) <= room)
+    return static | (np.arange(len(static)) < most)
 
 
 def cache_latents(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, folder: Path, key: str) -> Latents:
@@ -206,47 +250,65 @@ def cache_latents(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarr
         prepared: the records.
         encoders: frozen; put into evaluation mode.
         stays: positions of the stays to encode.
-        folder: where the arrays lie.
-        key: hash of encoders and records; another key means another cache, never a stale one.
+        folder: where the columns lie; they appear there when all are whole.
+        key: hash of encoders and records; another key, or other stays, means another cache, never a stale one.
     """
-    note = folder / "key.json"
-    identity = {"key": key, "stays": len(stays)}
-    if not note.exists() or json.loads(note.read_text()) != identity:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _encode(prepared, encoders.eval(), stays, folder)
-        write_text(note, json.dumps(identity))
+    stays = np.sort(stays)
+    identity = {"key": key, "stays": fingerprint(stays.tolist())}
+    about = read_note(folder)
+    if about is None or {name: about[name] for name in identity} != identity:
+        with column_folder(folder, identity) as columns:
+            _encode(prepared, encoders.eval(), stays, columns)
     return Latents(folder, prepared, encoders.modalities)
 
 
 @torch.no_grad()
-def _encode(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, folder: Path) -> None:
-    width = encoders.latent_width
-    shape = (len(prepared.stays), len(encoders.modalities))
-    device = encoders.missing_tokens.device
-
-    def array(name: str, *dims: int) -> np.memmap:
-        return np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float32, shape=dims)
-
-    events, whole = array("events.npy", len(prepared.hours), width), array("stays.npy", *shape, width)
-    states = array("states.npy", len(prepared.hours), encoders.state_width)
-    events[:], whole[:], states[:] = np.nan, np.nan, np.nan
-    present = np.zeros(shape, dtype=bool)
+def _encode(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, columns: ColumnWriter) -> None:
     with tqdm(total=len(stays), desc="latents", unit="stay", mininterval=2.0) as progress:
-        for start in range(0, len(stays), CHUNK):
-            chunk = stays[start : start + CHUNK]
-            batch = prepared.stay_batch(chunk, encoders.modalities)
-            whole[chunk] = encoders(batch.to(device)).float().cpu().numpy()
-            present[chunk] = batch.present.numpy()
-            for column, name in enumerate(encoders.modalities):
-                held = chunk[batch.present[:, column].numpy()]
-                if len(held):
-                    view, rows = prepared.stores[name].event_view(held)
-                    view = view.to(device)
-                    events[rows] = encoders.encode(name, view).float().cpu().numpy()
-                    states[rows] = encoders.carried_state(view).cpu().numpy()
-            progress.update(len(chunk))
-    events.flush()
-    states.flush()
-    whole.flush()
-    np.save(folder / "present.npy", present, allow_pickle=False)
+        for part, stores in prepared.in_parts(stays, EVENTS_AT_ONCE):
+            for start in range(0, len(part), CHUNK):
+                chunk = part[start : start + CHUNK]
+                _encode_chunk(prepared, encoders, chunk, stores, columns)
+                progress.update(len(chunk))
+
+
+def _encode_chunk(
+    prepared: Prepared,
+    encoders: AlignedEncoders,
+    chunk: np.ndarray,
+    stores: Mapping[str, ModalityStore],
+    columns: ColumnWriter,
+) -> None:
+    device = encoders.missing_tokens.device
+    batch = prepared.stay_batch(chunk, encoders.modalities, stores=stores)
+    columns.append("positions", chunk.astype(np.int64))
+    columns.append("stays", encoders(batch.to(device)).float().cpu().numpy())
+    columns.append("present", batch.present.numpy())
+    found = []
+    for index, name in enumerate(encoders.modalities):
+        held = chunk[batch.present[:, index].numpy()]
+        if len(held):
+            view, rows = stores[name].event_view(held)
+            latents = encoders.encode(name, view.to(device)).float().cpu().numpy()
+            found.append((rows, np.full(len(rows), index, dtype=np.int16), latents, *_measurements(view)))
+    rows, modality, latents, measured = (np.concatenate(parts) for parts in zip(*(f[:4] for f in found), strict=True))
+    order = np.argsort(rows)
+    stay = np.searchsorted(prepared.bounds, rows[order], side="right") - 1
+    columns.append("counts", np.bincount(np.searchsorted(chunk, stay), minlength=len(chunk)))
+    columns.append("events", latents[order])
+    columns.append("hours", prepared.hours[rows[order]])
+    columns.append("modality", modality[order])
+    columns.append("event_index", (rows[order] - prepared.bounds[stay]).astype(np.int32))
+    columns.append("measured", measured[order])
+    # The cells of an event stay together while events of all modalities take their places.
+    cells = np.argsort(np.repeat(rows, measured), kind="stable")
+    columns.append("columns", np.concatenate([f[4] for f in found])[cells])
+    columns.append("values", np.concatenate([f[5] for f in found])[cells])
+
+
+def _measurements(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int32[N], measurements of each of N single events; of all of them int32[K] columns and float32[K] values."""
+    if not isinstance(view, NumericView):
+        return np.zeros(len(view), np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    observed, values = view.observed[:, 0].numpy(), view.values[:, 0].numpy()
+    return observed.sum(axis=1, dtype=np.int32), observed.nonzero()[1].astype(np.int32), values[observed]

@@ -36,7 +36,7 @@ def stay_attributes(prepared: Prepared, stays: NDArray[np.int64]) -> pl.DataFram
         ``modalities``, how many the whole window holds; ``complete``, whether every modality of the cohort is present.
     """
     rows = prepared.stays[stays].select("stay_id", "subject_id", "split", "hours_in_unit")
-    held = prepared.present(stays, [m.name for m in prepared.modalities if m.name in prepared.stores]).numpy()
+    held = prepared.present(stays, list(prepared.stores)).numpy()
     told = _descriptors(prepared, stays)
     return rows.with_columns(
         *(pl.Series(name, told[name], dtype=pl.String) for name in ("sex", "age", "ethnicity")),

@@ -19,7 +19,7 @@ from trajlm.backbones import hidden_width, text_config, token_embeddings, traits
 from trajlm.dataset import InputReader
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
-from trajlm.latents import TrajectoryBatch, static_and_earliest
+from trajlm.latents import TrajectoryBatch, fits
 from trajlm.packing import SequenceReader
 from trajlm.reading import HoursEncoding, NewestFusion, Projector, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
@@ -76,7 +76,7 @@ class TrajectoryModel(nn.Module):
         readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
         dropout: on events and read-outs, in training.
         input_dropout: on latents and states, in training.
-        max_events: longest timeline; later events that are not static are not read and get no belief.
+        max_events: longest timeline (:func:`trajlm.latents.fits`); what is not read gets no belief.
         bf16: run the backbone under bfloat16 autocast in training.
         predict_visible: later positions may attend to earlier [PREDICT]s.
         flash: train under FlashAttention 2; beliefs are computed under sdpa in float32.
@@ -240,15 +240,15 @@ class TrajectoryModel(nn.Module):
             raise TrajlmError(f"stay {timeline.stay_id} has no event that the model can read")
         latents, state = self._read([timeline.events[i] for i in known])
         static = np.array([self.modalities[timeline.events[i].modality].static for i in known])
-        fits = static_and_earliest(static, self.max_events)
-        kept = [i for i, fit in zip(known, fits, strict=True) if fit]
+        read = fits(static, self.max_events)
+        kept = [i for i, fit in zip(known, read, strict=True) if fit]
         index = [self.encoders.modalities.index(timeline.events[i].modality) for i in kept]
         device = self.predict.device
         targets = [[_number(timeline.targets.get(target)) for target in self.targets]]
         return TrajectoryBatch(
             torch.tensor([timeline.stay_id], device=device),
-            latents[torch.from_numpy(fits).to(device)][None],
-            state[torch.from_numpy(fits).to(device)][None],
+            latents[torch.from_numpy(read).to(device)][None],
+            state[torch.from_numpy(read).to(device)][None],
             torch.tensor([index], device=device),
             torch.tensor(
                 [[timeline.events[i].hours_since_admission for i in kept]], dtype=torch.float64, device=device

@@ -64,6 +64,26 @@ class CarriedState:
         return np.concatenate([self.value, ever, since], axis=-1).astype(np.float32)
 
 
+def carried_forward(values: np.ndarray, observed: np.ndarray, hours: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The carried-forward state after every event of many stays at once, as :meth:`CarriedState.features` gives it.
+
+    Args:
+        values, observed: float32[E, F] and bool[E, F] of one modality's events, stay after stay in order of time.
+        hours: float64[E], hours since admission.
+        first: int[E], the row at which the event's stay begins.
+
+    Returns:
+        float32[E, 3F].
+    """
+    row = np.arange(len(values))[:, None]
+    last = np.maximum.accumulate(np.where(observed, row, -1), axis=0)
+    ever = last >= first[:, None]
+    last = np.where(ever, last, row)
+    value = np.where(ever, np.take_along_axis(values, last, axis=0), np.float32(0))
+    since = np.log1p(np.where(ever, hours[:, None] - hours[last], 0.0))
+    return np.concatenate([value, ever, since], axis=-1, dtype=np.float32, casting="same_kind")
+
+
 @dataclass
 class NumericView:
     """N inputs of S steps over the F features of one modality; steps are right-padded.
@@ -156,18 +176,15 @@ def numeric_view(
         hours: per input float[S_i], not decreasing.
     """
     n, s, f = len(values), max(len(v) for v in values), values[0].shape[1]
+    lengths = np.array([len(v) for v in values])
+    steps = np.arange(s) < lengths[:, None]
+    flat = (np.concatenate(values), np.concatenate(observed), np.concatenate(hours).astype(np.float64))
     padded = np.zeros((n, s, f), dtype=np.float32)
     mask = np.zeros((n, s, f), dtype=bool)
-    clock = np.zeros((n, s))
-    steps = np.zeros((n, s), dtype=bool)
-    for i, (v, o, h) in enumerate(zip(values, observed, hours, strict=True)):
-        padded[i, : len(v)], mask[i, : len(v)], clock[i, : len(v)], steps[i, : len(v)] = v, o, h, True
-        clock[i, len(v) :] = h[-1]
-    state = CarriedState.unobserved(n, f)
     carried = np.zeros((n, s, 3 * f), dtype=np.float32)
-    for step in range(s):
-        state = state.advance(padded[:, step], mask[:, step], clock[:, step])
-        carried[:, step] = state.features(clock[:, step])
+    clock = np.repeat(flat[2][np.cumsum(lengths) - 1, None], s, axis=1)
+    padded[steps], mask[steps], clock[steps] = flat
+    carried[steps] = carried_forward(*flat, np.repeat(np.cumsum(lengths) - lengths, lengths))
     tensors = (padded, mask, carried, clock.astype(np.float32), steps)
     return NumericView(*(torch.from_numpy(array) for array in tensors))
 

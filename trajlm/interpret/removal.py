@@ -16,6 +16,7 @@ from trajlm.alignment import inject_missing_tokens
 from trajlm.arms import BASELINE_ARMS, SEQUENCE, paired_metrics
 from trajlm.assemble import load_trajectory_model
 from trajlm.checkpoint import data_fingerprint, read_run
+from trajlm.columns import read_note
 from trajlm.dataset import load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
@@ -141,7 +142,7 @@ def run_removals(run: Path, targets: Sequence[tuple[str, Kind]], resamples: int)
     prepared = load_prepared(about["recipe"]["data"])
     if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
         raise TrajlmError(f"{prepared.folder} is no longer what {run} was made from")
-    if not (run / "latents" / "key.json").exists():
+    if read_note(run / "latents") is None:
         raise TrajlmError(f"{run} has no latents/ any more: modalities cannot be removed from it")
     model = load_trajectory_model(run)
     latents = Latents(run / "latents", prepared, model.encoders.modalities)
