@@ -107,22 +107,51 @@ class EncoderConfig:
         dropout: dropout inside the encoders.
         by_modality: encoder name for a modality; the others take the default of their kind (static numeric: mlp,
             other numeric: lstm, text: hashed-text, image: cnn).
+        layers: layers of the series encoders; null is 1 for lstm and gru, 2 for transformer and mufuse, 3 for tcn.
+        heads: attention heads of transformer and mufuse.
         state: give numeric events the carried-forward last value, whether ever observed and hours since, of every
-            feature of their modality.
-        values: linear gives numeric encoders standardised values as they are (the paper); piecewise adds, for every
-            value and age of a value, the shares of fixed intervals that lie below it, so that a
-            threshold is one weight.
+            feature of their modality. mufuse, which reads what was measured alone, has no use for it.
+        values: signed_log gives numeric encoders sign(x) log(1 + |x|) as it is (the paper); linear standardises it by
+            the training split; piecewise adds, for every value and age of a value, the shares of fixed intervals that
+            lie below it, so that a threshold is one weight.
+        partition: k of mufuse: the embedding of a value has the k-th part of hidden_width and is repeated k times.
+        fusion: how mufuse joins feature and value: multiply; add and concatenate are its ablations.
+        time: how mufuse joins time: add; multiply is its ablation.
+        tuning_by_modality: of encoders with pretrained weights: frozen trains what stands on top of them (the default),
+            lora adapters beside them as well, full all of them.
+        lora_rank: rank of those adapters.
+        max_tokens: word pieces of a note that a pretrained text encoder reads at once, if it has so many positions.
+        long_notes: of a longer note, head reads the beginning; head_and_tail a quarter of the beginning, the rest from
+            the end; chunks reads it piece after piece, at most max_chunks of them, and takes the mean.
+        max_chunks: pieces of a note that chunks reads.
+        augment: show image encoders every picture a little differently each time, in training: random resized crop,
+            flip, affine, jitter of brightness and contrast.
     """
 
     latent_width: int = 64
     hidden_width: int = 128
     dropout: float = 0.1
     by_modality: dict[str, str] = field(default_factory=dict)
+    layers: int | None = None
+    heads: int = 4
     state: bool = True
-    values: Literal["linear", "piecewise"] = "piecewise"
+    values: Literal["signed_log", "linear", "piecewise"] = "piecewise"
+    partition: int = 4
+    fusion: Literal["multiply", "add", "concatenate"] = "multiply"
+    time: Literal["add", "multiply"] = "add"
+    tuning_by_modality: dict[str, Literal["frozen", "lora", "full"]] = field(default_factory=dict)
+    lora_rank: int = 8
+    max_tokens: int = 512
+    long_notes: Literal["head", "head_and_tail", "chunks"] = "head"
+    max_chunks: int = 8
+    augment: bool = True
 
     def __post_init__(self) -> None:
         _require(self.latent_width >= 2, "encoder.latent_width must be at least 2")
+        _require(self.layers is None or self.layers >= 1, "encoder.layers must be at least 1, or null")
+        for name in ("heads", "partition", "lora_rank", "max_chunks"):
+            _require(getattr(self, name) >= 1, f"encoder.{name} must be at least 1")
+        _require(self.max_tokens >= 8, "encoder.max_tokens must be at least 8")
         _require(0 <= self.dropout < 1, "encoder.dropout must lie in [0, 1)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from trajlm.alignment import inject_missing_tokens
 from trajlm.config import EncoderConfig
 from trajlm.dataset import StayBatch
 from trajlm.encoders import build_encoder
+from trajlm.encoders.base import Encoding
 from trajlm.encoders.numeric import last_step
 from trajlm.schema import FittedFeature, Modality
 from trajlm.views import NumericView, View
@@ -31,8 +33,9 @@ class AlignedEncoders(nn.Module):
         super().__init__()
         self.modalities = tuple(m.name for m in modalities)
         self.latent_width = config.latent_width
-        self.features = {m.name: sum(f.modality == m.name for f in features) for m in modalities}
-        self.encoders = nn.ModuleDict({m.name: build_encoder(m, self.features[m.name], config) for m in modalities})
+        own = {m.name: [f for f in features if f.modality == m.name] for m in modalities}
+        self.features = {name: len(measured) for name, measured in own.items()}
+        self.encoders = nn.ModuleDict({m.name: build_encoder(m, own[m.name], config) for m in modalities})
         self.missing_tokens = nn.Parameter(torch.randn(len(self.modalities), config.latent_width))
 
     @property
@@ -54,6 +57,11 @@ class AlignedEncoders(nn.Module):
     def encode(self, modality: str, view: View) -> Tensor:
         """float[N, D] latents of the N inputs of one modality."""
         return self.encoders[modality](view)
+
+    def encoding(self, modality: str, view: View, *, tokens: bool = False, levels: bool = False) -> Encoding:
+        """Latents of N inputs and, where asked for, their tokens and levels: what fusions of other systems read."""
+        encoder: Any = self.encoders[modality]
+        return encoder.encode(view, tokens=tokens, levels=levels)
 
     def forward(self, batch: StayBatch) -> Tensor:
         """float[B, M, D]: latents where present, missing tokens elsewhere; absent encoders never run (Eq. 1)."""

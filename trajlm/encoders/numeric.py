@@ -1,10 +1,14 @@
-"""How numbers enter a network: as they are, or as the shares of the intervals they have passed."""
+"""How numbers enter a network: standardised, on the paper's scale, or as the shares of intervals they have passed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from trajlm.config import EncoderConfig
+from trajlm.schema import FittedFeature
 from trajlm.views import NumericView
 
 # In training deviations of the signed log; close where values are common. The outer intervals are wide, so that a slip
@@ -40,45 +44,79 @@ class PiecewiseShares(nn.Module):
         return ((numbers[..., None] - self.lower) / self.width).clamp(0, 1).flatten(start_dim=-2)
 
 
+class InputScale(nn.Module):
+    """Standardised values of a view to the scale that an encoder reads (``encoder.values``).
+
+    A view holds (signed log - mean) / deviation of the training split, and categories as they are. ``linear`` takes it
+    so, ``signed_log`` undoes the standardisation, which leaves the paper's sign(x) log(1 + |x|), and ``piecewise``
+    holds values within the outermost knots.
+
+    Args:
+        features: the F features of the modality, in order.
+        kind: linear, signed_log or piecewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: Sequence[FittedFeature], kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        shifts = [(f.mean, f.std) if f.kind == "continuous" else (0.0, 1.0) for f in features]
+        self.register_buffer("mean", torch.tensor([mean for mean, _ in shifts]), persistent=False)
+        self.register_buffer("std", torch.tensor([std for _, std in shifts]), persistent=False)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """float[..., F] of values float[..., F]; zero where not ``known`` bool[..., F], whatever stands there."""
+        if self.kind == "signed_log":
+            values = values * self.std + self.mean
+        elif self.kind == "piecewise":
+            values = values.clamp(-OUTERMOST, OUTERMOST)
+        return values.masked_fill(~known, 0.0)
+
+
 class NumericInputs(nn.Module):
     """What a numeric encoder reads of every step of a view.
 
     The step's own values and whether each was observed; with ``state`` also the carried-forward last value, whether
-    ever observed and log(1 + hours since). With ``piecewise`` the shares of the values (and of the hours) come on
-    top, zero where nothing was observed.
+    ever observed and log(1 + hours since). ``piecewise`` adds the shares of the last known value, which an observed
+    value is, and of its age. A feature that was not observed is a row of zeros: what stands in its place is never read.
 
     Args:
-        features: F.
-        state: read the carried-forward state.
-        piecewise: add piecewise linear codes.
+        features: the F features of the modality, in order.
+        config: of it ``state`` and ``values``.
     """
 
-    def __init__(self, features: int, state: bool, piecewise: bool) -> None:
+    def __init__(self, features: Sequence[FittedFeature], config: EncoderConfig) -> None:
         super().__init__()
-        self.state = state
-        self.values = PiecewiseShares(VALUE_KNOTS) if piecewise else None
-        self.ages = PiecewiseShares(AGE_KNOTS) if piecewise else None
-        plain = 5 if state else 2
-        coded = (len(VALUE_KNOTS) - 1) + (len(AGE_KNOTS) - 1 if state else 0) if piecewise else 0
-        self.width = features * (plain + coded)
+        self.state = config.state
+        self.scale = InputScale(features, config.values)
+        piecewise = config.values == "piecewise"
+        self.value_shares = PiecewiseShares(VALUE_KNOTS) if piecewise else None
+        self.age_shares = PiecewiseShares(AGE_KNOTS) if piecewise else None
+        plain = 5 if self.state else 2
+        coded = (len(VALUE_KNOTS) - 1) + (len(AGE_KNOTS) - 1 if self.state else 0) if piecewise else 0
+        self.per_feature = plain + coded
+        self.width = len(features) * self.per_feature
 
     def forward(self, values: Tensor, observed: Tensor, state: Tensor) -> Tensor:
-        """float[..., W] of values float[..., F], observed bool[..., F] and state float[..., 3F].
-
-        With ``state`` the shares are those of the last known value, which an observed value is.
-        """
-        seen = observed.to(values.dtype)
-        known, since, ever = values, None, seen
-        parts = [values, seen]
+        """float[..., F, K] of values float[..., F], observed bool[..., F] and state float[..., 3F]."""
+        scaled = self.scale(values, observed)
+        parts = [scaled, observed.to(values.dtype)]
+        known = scaled
         if self.state:
-            parts.append(state)
-            known, ever, since = state.chunk(3, dim=-1)
-        if self.values is not None and self.ages is not None:
-            parts = [part.clamp(-OUTERMOST, OUTERMOST) for part in parts]
-            parts.append(self.values(known) * ever.repeat_interleave(self.values.shares, dim=-1))
-            if since is not None:
-                parts.append(self.ages(since))
-        return torch.cat(parts, dim=-1)
+            last, ever, since = state.chunk(3, dim=-1)
+            seen = ever > 0
+            known, since = self.scale(last, seen), since.masked_fill(~seen, 0.0)
+            parts += [known, seen.to(values.dtype), since]
+        else:
+            seen = observed
+        coded = [part[..., None] for part in parts]
+        if self.value_shares is not None and self.age_shares is not None:
+            coded.append(self.value_shares(known[..., None]) * seen[..., None])
+            if self.state:
+                coded.append(self.age_shares(since[..., None]))
+        return torch.cat(coded, dim=-1)
 
 
 def last_step(view: NumericView) -> tuple[Tensor, Tensor]:
