@@ -123,9 +123,9 @@ def test_single_steps_are_what_a_stream_would_see(steps, seed):
             torch.testing.assert_close(model(events), one_by_one, rtol=1e-5, atol=1e-6)
 
 
-def test_an_input_reduced_to_one_step_is_that_step():
+def test_an_input_reduced_to_some_steps_is_those_steps():
     view = random_view([4, 2, 3])
-    reduced = view.keep_step(np.array([2, -1, 0]))
+    reduced = view.keep_steps(np.array([2, 0, 0]), np.array([2, 1, 0]))
     singles = view.single_steps()
     for model in EACH.values():
         with torch.no_grad():
