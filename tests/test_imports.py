@@ -29,6 +29,7 @@ ORDER = [
     ["latents"],
     ["presets", "tasks", "fusions"],
     ["packing", "adapters"],
+    ["quantisation"],
     ["backbones", "hardware"],
     ["reading"],
     ["interception"],

@@ -33,7 +33,7 @@ PAPER = {"context": "own", "inputs": "latent", "readout": "predict"}
 RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event"}
 
 
-def toy_model(tuning: str = "full", name: str = "tiny", **options) -> TrajectoryModel:
+def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "none", **options) -> TrajectoryModel:
     """A model of random weights that reads two numeric modalities (one static) and notes; ``RICH`` unless told."""
     torch.manual_seed(0)
     options = RICH | options
@@ -48,7 +48,7 @@ def toy_model(tuning: str = "full", name: str = "tiny", **options) -> Trajectory
     tasks[0].fit(torch.tensor([0.0, 0.0, 1.0]))
     tasks[1].fit(torch.tensor([24.0, 48.0, 99.0]))
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=WIDTH, hidden_width=16))
-    backbone = build_backbone(BackboneConfig(name=name, tuning=tuning))
+    backbone = build_backbone(BackboneConfig(name=name, tuning=tuning, quantisation=quantisation))
     return TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **options).eval()
 
 

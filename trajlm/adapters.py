@@ -19,7 +19,7 @@ from trajlm.errors import TrajlmError
 from trajlm.presets import family_of
 
 # Beside a convolution, of state-space layers, these are read by fused kernels past an adapter.
-_READ_BY_KERNELS = {"dt_proj", "x_proj", "out_proj"}
+READ_BY_KERNELS = {"dt_proj", "x_proj", "out_proj"}
 
 
 def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
@@ -46,7 +46,7 @@ def _inspected(layers: nn.ModuleList) -> list[str]:
     """All linear layers of an unknown family but those that fused kernels may read past an adapter."""
     names = set().union(*map(linear_names, layers))
     if any(name.rsplit(".", 1)[-1] == "conv1d" for name, _ in layers.named_modules()):
-        names -= _READ_BY_KERNELS
+        names -= READ_BY_KERNELS
     return sorted(names)
 
 

@@ -14,10 +14,10 @@ from torch import nn
 from trajlm.backbones import (
     bare_trunk,
     build_backbone,
+    config_of,
     load_adapter,
     load_trunk,
     starts_at_random,
-    traits,
     tunes_fully,
     use_attention,
 )
@@ -27,6 +27,7 @@ from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.hardware import means_of
+from trajlm.presets import family_of
 from trajlm.schema import TRAIN, FittedFeature, Modality
 from trajlm.tasks import Task, build_tasks
 from trajlm.trajectory import TrajectoryModel, inputs_json
@@ -100,8 +101,8 @@ def build_trajectory_model(
     recipe: Recipe, prepared: Prepared, encoders: AlignedEncoders, tasks: list[Task], device: torch.device
 ) -> TrajectoryModel:
     """A sequence model ready to be fine-tuned."""
-    backbone = build_backbone(recipe.backbone)
-    means = means_of(recipe, traits(backbone), device)
+    means = means_of(recipe, family_of(config_of(recipe.backbone.name).model_type), device)
+    backbone = build_backbone(recipe.backbone, torch.bfloat16 if means.bf16 else torch.float32)
     return TrajectoryModel(
         encoders,
         backbone if means.attention == "flash" else use_attention(backbone, means.attention),

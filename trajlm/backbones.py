@@ -14,6 +14,7 @@ from trajlm.adapters import add_lora
 from trajlm.config import BackboneConfig
 from trajlm.errors import TrajlmError
 from trajlm.presets import Family, family_of, presets
+from trajlm.quantisation import loading_options, settle
 from trajlm.weights import PACKAGED, locate
 
 MOST_SAMPLED = 1 << 16  # rows of a vocabulary that are looked at
@@ -67,32 +68,43 @@ def _unreachable(name: str) -> str:
     return f"backbone {name!r} could not be had from {preset.hub}; {licence}name a local folder of its weights"
 
 
-def load_trunk(config: BackboneConfig, folder: Path | None = None, **options: Any) -> nn.Module:
-    """The decoder without its language head, float32 unless ``options`` say otherwise, causal.
+def load_trunk(config: BackboneConfig, folder: Path | None = None, compute: torch.dtype = torch.float32) -> nn.Module:
+    """The decoder without its language head, causal, float32 unless quantised.
 
     Args:
         config: whose ``name`` is a preset, packaged weights, a hub id or a local folder.
         folder: weights saved with a run; they replace what the name stands for.
-        options: for ``from_pretrained``.
+        compute: what 4-bit weights are multiplied in.
     """
     name = config.name
     if folder is None and starts_at_random(config):
+        if config.quantisation != "none":
+            raise TrajlmError(
+                f"backbone {name!r} starts at random: backbone.quantisation {config.quantisation} needs pretrained "
+                "weights, a hub id or a folder"
+            )
         return AutoModel.from_config(config_of(name))
+    options = {"dtype": torch.float32, **loading_options(config.quantisation, compute)}
     source = str(folder or _source(name))
     try:
-        trunk = AutoModel.from_pretrained(source, use_safetensors=True, **{"dtype": torch.float32, **options})
+        trunk = AutoModel.from_pretrained(source, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise TrajlmError(f"{_unreachable(name)}: {str(error).splitlines()[0]}") from error
     # Of a model that also sees pictures only the decoder is read.
-    return trunk if trunk.config.get_text_config() is trunk.config else trunk.get_decoder()
+    trunk = trunk if trunk.config.get_text_config() is trunk.config else trunk.get_decoder()
+    return trunk if config.quantisation == "none" else settle(trunk)
 
 
-def build_backbone(config: BackboneConfig) -> nn.Module:
+def build_backbone(config: BackboneConfig, compute: torch.dtype = torch.float32) -> nn.Module:
     """The trunk, ready to train: every weight, or LoRA adapters on its linear layers (B.2).
+
+    Args:
+        config: name, tuning, adapters, quantisation.
+        compute: what 4-bit weights are multiplied in.
 
     Raises TrajlmError where adapters would go nowhere, or not everywhere they were asked for.
     """
-    trunk: Any = load_trunk(config)
+    trunk: Any = load_trunk(config, compute=compute)
     # Events enter as embeddings, so the vocabulary never gets a gradient, which several processes would wait for.
     trunk.get_input_embeddings().requires_grad_(False)
     if config.gradient_checkpointing:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -45,8 +44,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters and all buffers that are saved: what a checkpoint needs beside frozen weights."""
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, _ in module.named_parameters()} - trained
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+    # Not all else of the state: 4-bit weights come with a tail of their own.
+    kept = trained | {name for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in module.state_dict().items() if name in kept}
 
 
 def load_trainable(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -269,14 +269,18 @@ class Checkpoints:
 
 
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
+    """The optimiser's state by parameter and name; 8-bit moments lie one level deeper."""
+    state = {str(index): slot for index, slot in optimiser.state_dict()["state"].items()}
+    return {name: torch.as_tensor(value) for name, value in _flatten(state).items()}
 
 
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = re.fullmatch(r"(\d+)\.(\w+)", key)
-        assert match, key
-        state.setdefault(int(match[1]), {})[match[2]] = value
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, *path, name = key.split(".")
+        slot = state.setdefault(int(index), {})
+        for step in path:
+            slot = slot.setdefault(step, {})
+        # A count of steps that was saved as a whole number is one.
+        slot[name] = int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -220,6 +220,7 @@ class BackboneConfig:
         lora_dropout: dropout before the adapters.
         lora_targets: linear layers to adapt, by their last name; empty takes those of the preset's family.
         attention: flash (FlashAttention 2, in training), sdpa, eager, or auto by the hardware.
+        quantisation: nf4 holds the frozen weights in 4 bits (an extra: trajlm[quant]), bf16 in 16, none in 32.
         precision: fp32, bf16 (autocast in training; beliefs are always stated in fp32) or auto by the hardware.
         gradient_checkpointing: trade time for memory in the backward pass.
     """
@@ -231,11 +232,16 @@ class BackboneConfig:
     lora_dropout: float = 0.05
     lora_targets: list[str] = field(default_factory=list)
     attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+    quantisation: Literal["none", "bf16", "nf4"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _require(self.lora_rank >= 1, "backbone.lora_rank must be at least 1")
+        frozen = self.quantisation == "none" or self.tuning != "full"
+        _require(
+            frozen, f"backbone.quantisation {self.quantisation} holds frozen weights: it needs backbone.tuning lora"
+        )
 
 
 @dataclass
@@ -254,6 +260,7 @@ class FinetuningConfig:
             them in one row, each reading itself alone. Beliefs are the same.
         predict_visible: later positions may attend to earlier [PREDICT]s (the paper); false hides them, so that a
             belief is that of the events alone.
+        optimiser: adamw, or adamw8bit, whose moments take a quarter of the memory (an extra: trajlm[quant]).
         learning_rate: of AdamW for projectors, [PREDICT] and heads, which start from nothing.
         backbone_learning_rate: of AdamW for the backbone; null takes learning_rate for weights that start at random
             and a quarter of it for pretrained ones and their adapters.
@@ -292,6 +299,7 @@ class FinetuningConfig:
     batch_size: int = 16
     batching: Literal["by_length", "padded", "packed"] = "by_length"
     predict_visible: bool = True
+    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 2e-3
     backbone_learning_rate: float | None = None
     weight_decay: float = 0.01

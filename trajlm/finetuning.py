@@ -190,6 +190,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         warmup_fraction=config.warmup_fraction,
         cosine=True,
         averaging=config.weight_averaging,
+        eight_bit=config.optimiser == "adamw8bit",
     )
     Trainer(stage, settings, work.run, work.accelerator).fit()
     if work.run.main:

@@ -38,9 +38,13 @@ def means_of(recipe: Recipe, family: Family, device: torch.device) -> Means:
         require_exact(family, "finetuning.batching packed", "by_length")
     if not finetuning.predict_visible:
         require_exact(family, "finetuning.predict_visible false", "true")
+    if (config.quantisation == "nf4" or finetuning.optimiser == "adamw8bit") and find_spec("bitsandbytes") is None:
+        raise TrajlmError("4-bit weights and 8-bit AdamW need bitsandbytes: pip install 'trajlm[quant]'")
     changes: list[str] = []
     attention = _attention(config.attention, family, finetuning.predict_visible, device, changes)
     bf16 = uses_bf16(config, device)
+    if device.type == "cpu" and config.quantisation == "nf4":
+        changes.append("backbone.quantisation: nf4 on the CPU saves the memory it saves on a GPU, and no time")
     if device.type == "cpu" and config.precision == "auto" and not bf16:
         changes.append("backbone.precision: float32, as this CPU has no bfloat16 tiles")
     return Means(attention, bf16, tuple(changes))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from trajlm.checkpoint import Checkpoints, RunFolder
 from trajlm.errors import TrajlmError
+from trajlm.quantisation import adamw8bit
 
 FIRST_STEPS = 3
 
@@ -63,7 +64,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast; ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`."""
+    """How long and how fast.
+
+    ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`; ``eight_bit`` moments of AdamW.
+    """
 
     epochs: int
     patience: int
@@ -77,6 +81,7 @@ class LoopSettings:
     clip_norm: float = 1.0
     checkpoint_seconds: float = 60.0
     averaging: float = 0.0
+    eight_bit: bool = False
 
 
 def make_accelerator(unused_parameters: bool = False) -> Accelerator:
@@ -138,6 +143,14 @@ def parameter_groups(stage: Stage) -> list[dict[str, Any]]:
             factors = [factor for prefix, factor in stage.rate_factors.items() if name.startswith(prefix)]
             groups.setdefault(factors[0] if factors else 1.0, []).append(parameter)
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
+
+def make_optimiser(groups: list[dict[str, Any]], settings: LoopSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings ask for."""
+    if settings.eight_bit:
+        return adamw8bit(groups, settings.learning_rate, settings.weight_decay)
+    kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def learning_rate_share(step: int, total: int, settings: LoopSettings) -> float:
@@ -227,8 +240,7 @@ class Trainer:
         self.stage, self.settings, self.run, self.accelerator = stage, settings, run, accelerator
         self.checkpoints = Checkpoints(run.path / "checkpoints" / stage.name)
         stage.module.to(accelerator.device)
-        kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
-        self.optimiser = kind(parameter_groups(stage), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimiser = make_optimiser(parameter_groups(stage), settings)
         self.state: dict[str, Any] = {
             "step": 0, "epoch": 0, "batch": 0, "best": None, "since_best": 0, "epoch_loss": 0.0, "done": False,
         }  # fmt: skip
