@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_stays(tmp_path):
         batch.inputs[batch.stay_ids == 103] = float("nan")
         return batch
 
-    with pytest.raises(TrajlmError, match=r"toy: the loss became nan on a batch with stays .*\b103\b.*learning rate"):
+    with pytest.raises(TrajlmError, match=r"toy, step 2: the loss is no finite number, .* stays .*\b103\b.*rate"):
         fit(tmp_path / "run", Toy(), collate=spoiled)
 
 

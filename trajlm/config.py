@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from jsonargparse import ArgumentParser
 
-from trajlm.errors import TrajlmError
+from trajlm.errors import SharedError, TrajlmError
 
 
 def _require(ok: bool, message: str) -> None:
@@ -423,7 +424,8 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     except TrajlmError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, SharedError) or os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)

@@ -14,6 +14,10 @@ class TrajlmError(Exception):
     """
 
 
+class SharedError(TrajlmError):
+    """A mistake that every process of a run raises at the same moment; the first of them tells it."""
+
+
 class UnexpectedInput(TrajlmError):  # noqa: N818 - it says what happened
     """A file is not what the cohort expects.
 

@@ -8,19 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from trajlm.checkpoint import Checkpoints, RunFolder
-from trajlm.errors import TrajlmError
+from trajlm.errors import SharedError, TrajlmError
 from trajlm.quantisation import adamw8bit
 
 FIRST_STEPS = 3
+EARLY_STEPS = 10
+EXPLODED = 1000.0  # times the loss of the early steps
+NAMED = 32  # stays of a batch that an error names
+LOWER_THE_RATE = "start anew (another --out) with a lower learning rate, or look at the stays"
 
 
 class Batch(Protocol):
@@ -183,14 +188,6 @@ def tuning_loss(stage: Stage, module: nn.Module, batch_size: int, device: torch.
     return total / len(stage.tuning)
 
 
-def _check_finite(loss: Tensor, batch: Batch, stage: str) -> None:
-    if not torch.isfinite(loss):
-        stays = ", ".join(str(int(s)) for s in batch.stay_ids[:8])
-        raise TrajlmError(
-            f"{stage}: the loss became {float(loss)} on a batch with stays {stays}; lower the learning rate"
-        )
-
-
 class WeightAverages:
     """Running means of the trained weights: less swayed by the last batches than the weights themselves.
 
@@ -244,6 +241,7 @@ class Trainer:
         self.state: dict[str, Any] = {
             "step": 0, "epoch": 0, "batch": 0, "best": None, "since_best": 0, "epoch_loss": 0.0, "done": False,
         }  # fmt: skip
+        self._saved = time.monotonic()
         self.averages = WeightAverages(stage.module, settings.averaging)
         restored = self.checkpoints.restore(stage.module, self.optimiser)
         if restored:
@@ -254,7 +252,7 @@ class Trainer:
 
     def fit(self) -> nn.Module:
         """Train until patience or epochs run out; returns the module with its best weights."""
-        steps = len(epoch_batches(self.stage, self.settings, 0, self.accelerator.num_processes))
+        steps = len(self._batches(0))
         wrapped = self._distributed and self.stage.backward is None
         module = self.accelerator.prepare_model(self.stage.module) if wrapped else self.stage.module
         with tqdm(
@@ -278,26 +276,27 @@ class Trainer:
     def _epoch(self, module: nn.Module, total: int, progress: tqdm) -> None:
         settings, state = self.settings, self.state
         module.train()
-        batches = epoch_batches(self.stage, settings, state["epoch"], self.accelerator.num_processes)
-        saved = time.monotonic()
+        batches = self._batches(state["epoch"])
+        self._saved = time.monotonic()
         while state["batch"] < len(batches):
-            state["epoch_loss"] += self._step(module, batches[state["batch"]], total)
+            loss, save = self._step(module, batches[state["batch"]], total)
+            state["epoch_loss"] += loss
             state["batch"] += 1
             state["step"] += 1
             if state["step"] == FIRST_STEPS:
                 self.stage.after_first_steps(FIRST_STEPS)
             progress.update()
-            if time.monotonic() - saved > settings.checkpoint_seconds:
+            if save:
                 self._save()
-                saved = time.monotonic()
+                self._saved = time.monotonic()
         with self.averages.in_place():
             loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
+            if not math.isfinite(loss):
+                raise SharedError(f"{self.stage.name}: the tuning loss became {loss}; {LOWER_THE_RATE}")
             improved = state["best"] is None or loss < state["best"]
             if improved and self.run.main:
                 self.checkpoints.save_best(self.stage.module)
         train_loss = state["epoch_loss"] / len(batches)
-        if not math.isfinite(loss):
-            raise TrajlmError(f"{self.stage.name}: the tuning loss became {loss}; lower the learning rate")
         state["best"] = loss if improved else state["best"]
         state["since_best"] = 0 if improved else state["since_best"] + 1
         state.update(epoch=state["epoch"] + 1, batch=0, epoch_loss=0.0)
@@ -308,26 +307,68 @@ class Trainer:
         self.run.log(arm=self.stage.name, epoch=state["epoch"], train_loss=train_loss, tuning_loss=loss, best=improved)
         self._save()
 
-    def _step(self, module: nn.Module, stays: np.ndarray, total: int) -> float:
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        # Negatives are gathered from shares that must not be empty; elsewhere a share may be.
+        smallest = self.accelerator.num_processes if self.stage.global_loss else 1
+        return epoch_batches(self.stage, self.settings, epoch, smallest)
+
+    def _step(self, module: nn.Module, stays: np.ndarray, total: int) -> tuple[float, bool]:
+        """One step on the global batch ``stays``: its loss over all processes, and whether a checkpoint is due."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         state, settings = self.state, self.settings
         random = seed_step(settings.seed, state["epoch"], state["batch"], rank)
         share = stays[rank::world]
-        batch = self.stage.collate(share, random).to(self.accelerator.device)
+        # A process with no stay of the batch still takes part, with another's stay that counts for nothing.
+        batch = self.stage.collate(share if len(share) else stays[:1], random).to(self.accelerator.device)
         for group in self.optimiser.param_groups:
             share_now = learning_rate_share(state["step"], total, settings)
             group["lr"] = settings.learning_rate * group["factor"] * share_now
         loss = (self.stage.backward or module)(batch)
-        _check_finite(loss.detach(), batch, self.stage.name)
+        weight = 1 / world if self.stage.global_loss else len(share) / len(stays)
+        told = self._tell(float(loss.detach()), weight, batch)
         if self.stage.backward is None:
             # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
-            weight = 1.0 if self.stage.global_loss else len(share) * world / len(stays)
-            self.accelerator.backward(loss * weight)
-        nn.utils.clip_grad_norm_([p for p in self.stage.module.parameters() if p.requires_grad], settings.clip_norm)
+            self.accelerator.backward(loss * (weight * world))
+        trained = [p for p in self.stage.module.parameters() if p.requires_grad]
+        norm = float(nn.utils.clip_grad_norm_(trained, settings.clip_norm))
+        if not math.isfinite(norm):
+            self._stop(f"the norm of the gradient became {norm}", batch, True)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.averages.update(state["step"] + 1)
-        return float(loss.detach())
+        return told
+
+    def _tell(self, loss: float, weight: float, batch: Batch) -> tuple[float, bool]:
+        """The loss over all processes, and whether the main one finds a checkpoint due; stops all where one must stop.
+
+        Every process must learn the same: one that stops or saves alone leaves the others waiting for ever.
+        """
+        due = self.run.main and time.monotonic() - self._saved > self.settings.checkpoint_seconds
+        bad = weight > 0 and not math.isfinite(loss)
+        mine = [loss * weight if weight > 0 and not bad else 0.0, float(bad), float(due)]
+        whole = torch.tensor(mine, dtype=torch.float64)
+        whole = self.accelerator.reduce(whole.to(self.accelerator.device), "sum").tolist()
+        if whole[1]:
+            self._stop("the loss is no finite number", batch, bad)
+        early = self.state.setdefault("early", [])
+        if len(early) < EARLY_STEPS:
+            early.append(whole[0])
+        elif whole[0] > EXPLODED * max(sum(early) / len(early), 1e-3):
+            usual = sum(early) / len(early)
+            self._stop(
+                f"the loss became {whole[0]:.4g}, in the first {EARLY_STEPS} steps it was {usual:.4g}", batch, True
+            )
+        return whole[0], whole[2] > 0
+
+    def _stop(self, why: str, batch: Batch, mine: bool) -> NoReturn:
+        """Raise on every process at once, naming the stays of those whose share went wrong."""
+        stays = [str(int(stay)) for stay in batch.stay_ids] if mine else []
+        named = gather_object(stays) if self._distributed else stays
+        rest = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        raise SharedError(
+            f"{self.stage.name}, step {self.state['step'] + 1}: {why}, on a batch with stays "
+            f"{', '.join(named[:NAMED])}{rest}; {LOWER_THE_RATE}"
+        )
 
     def _save(self) -> None:
         if self.run.main:
