@@ -86,11 +86,13 @@ class Interception:
         observers: by layer, what to keep of it.
         blocked: by layer, bool[B or 1, T, T]: edges (querying position, seen position) that are knocked out.
         seen: by layer, what its observer returned.
+        reached: layers whose edges were cut.
     """
 
     observers: dict[int, Observer] = field(default_factory=dict)
     blocked: dict[int, Tensor] = field(default_factory=dict)
     seen: dict[int, Tensor] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
 
 
 _running: list[Interception] = []
@@ -135,6 +137,7 @@ def _intercepting(own: Callable[..., tuple[Tensor, Tensor | None]] | None) -> Ca
         layer, now = int(module.layer_idx), _running[-1]  # type: ignore[arg-type]
         if layer in now.blocked:
             attention_mask = _without(attention_mask, now.blocked[layer], key.shape[2])
+            now.reached.add(layer)
         output, weights = run(module, query, key, value, attention_mask, **options)
         if layer in now.observers:
             scaling = options.get("scaling") or query.shape[-1] ** -0.5

@@ -220,9 +220,14 @@ class TrajectoryModel(nn.Module):
             states, cache = self.sequence_reader(self.backbone, sequence, mask, cache, use_cache, packed)
         hidden = states[:, positions].float()
         readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
-        if self.event_heads:
-            readouts = readouts + torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
+        readouts = readouts + self.direct(events)
         return TrajectoryOutput(sequence, hidden, readouts, positions, cache)
+
+    def direct(self, events: Tensor) -> Tensor:
+        """float[B, S, K]: what read-outs take from events float[B, S, H] themselves; zero with ``readout=predict``."""
+        if not self.event_heads:
+            return events.new_zeros(*events.shape[:-1], len(self.targets))
+        return torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
 
     def beliefs_of(self, readouts: Tensor) -> dict[str, Tensor]:
         """Beliefs float[...] by target from read-outs float[..., K]."""
