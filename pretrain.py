@@ -3,6 +3,8 @@
 python pretrain.py --config recipes/demo.yaml --data PREPARED --out RUN
 """
 
+from pathlib import Path
+
 from trajlm.config import parse_recipe, recipe_parser, run_command
 from trajlm.resources import cost_of
 
@@ -12,10 +14,15 @@ def main() -> None:
     recipe = parse_recipe(
         recipe_parser("pretrain.py", "Pretrain encoders and missing tokens with Masked Global Alignment.")
     )
+    from accelerate import PartialState
+
     from trajlm.pretraining import pretrain
+    from trajlm.report.alignment import alignment_report
 
     with cost_of("pretrain.py"):
-        pretrain(recipe)
+        run = pretrain(recipe)
+        if PartialState().is_main_process:
+            print(alignment_report(run, Path(recipe.data) if recipe.data else None))
 
 
 if __name__ == "__main__":

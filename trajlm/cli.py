@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         "--remove-modalities", action="store_true", help="also with each modality and each pair removed at test time"
     )
 
+    sweep = add("sweep", "Search pretraining's settings with Optuna, judged on the tuning split; resumable.")
+    sweep.add_argument("--config", help="recipe every trial starts from")
+    sweep.add_argument("--data", required=True, metavar="PREPARED", help="prepared folder")
+    sweep.add_argument("--out", required=True, help="folder for the trials and best.yaml, the best recipe")
+    sweep.add_argument("--trials", type=int, default=20, help="how many trials in all (default 20)")
+    sweep.add_argument("--space", help="YAML of settings and ranges (default: rate, weight decay, batch, dropout)")
+    sweep.add_argument("--seed", type=int, help="seed (default the recipe's)")
+
     experiment = add("experiment", "Run a grid of arms, splits and seeds, or what is left of it, and tabulate it.")
     experiment.add_argument("grid", metavar="GRID.yaml", help="the grid, such as recipes/grid/physionet2012.yaml")
     experiment.add_argument("--raw", help="folder of the release (or raw of the grid)")
@@ -180,6 +188,12 @@ def _run(arguments: argparse.Namespace) -> None:
         from trajlm.compare import compare
 
         compare([Path(run) for run in arguments.runs], Path(arguments.out), arguments.remove_modalities)
+    elif arguments.command == "sweep":
+        from trajlm.sweep import sweep
+
+        space = Path(arguments.space) if arguments.space else None
+        config = Path(arguments.config) if arguments.config else None
+        sweep(config, Path(arguments.data), Path(arguments.out), arguments.trials, space, arguments.seed)
     elif arguments.command == "experiment":
         from trajlm.experiment import experiment
 

@@ -346,6 +346,8 @@ class Recipe:
         out: run folder; started again with the same settings, an interrupted run resumes there.
         encoders: run folder of pretraining, or "scratch" for encoders that were never pretrained.
         seed: seed of initialisation, order and dropout.
+        tracker: where the losses of pretraining and fine-tuning also go, below the run folder: tensorboard, wandb
+            (offline unless WANDB_MODE says otherwise), mlflow or none; auto is tensorboard where it is installed.
         prepare: raw release to prepared folder.
         encoder: settings of the encoders, one per modality.
         pretraining: Masked Global Alignment.
@@ -357,6 +359,7 @@ class Recipe:
     out: str | None = None
     encoders: str = "scratch"
     seed: int = 0
+    tracker: Literal["auto", "none", "tensorboard", "wandb", "mlflow"] = "auto"
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)

@@ -31,6 +31,7 @@ from trajlm.selection import StaySplits, finetuning_splits
 from trajlm.static import fitted_tasks, train_fusion
 from trajlm.subgroups import STAYS, stay_attributes
 from trajlm.tasks import build_tasks, stay_losses
+from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
 from trajlm.trajectory import TrajectoryModel
 
@@ -103,6 +104,7 @@ def finetune(recipe: Recipe) -> Path:
     """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder."""
     if recipe.data is None or recipe.out is None:
         raise TrajlmError("fine-tuning needs --data PREPARED and --out RUN")
+    chosen_tracker(recipe.tracker)
     prepared = load_prepared(recipe.data)
     accelerator = make_accelerator()
     torch.manual_seed(recipe.seed)
@@ -130,8 +132,9 @@ def finetune(recipe: Recipe) -> Path:
     with accelerator.main_process_first():
         latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key)
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
-    arms = train_baselines(work)
-    arms = {SEQUENCE: train_sequence(work, encoders)} | arms
+    with tracking(accelerator, run.path, recipe.tracker):
+        arms = train_baselines(work)
+        arms = {SEQUENCE: train_sequence(work, encoders)} | arms
     if run.main:
         _conclude(work, arms)
     accelerator.wait_for_everyone()

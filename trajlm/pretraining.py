@@ -26,10 +26,13 @@ from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.gradcache import cached_backward, refuse_batch_norm
 from trajlm.objectives import OBJECTIVES
-from trajlm.retrieval import recall_at_k, silhouette
+from trajlm.retrieval import alignment, recall_at_k, silhouette, uniformity
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
+from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
 from trajlm.views import ViewMix
+
+LOSS_BATCH = 256  # stays; in which the loss of a split is told
 
 
 class AlignmentObjective(nn.Module):
@@ -46,7 +49,7 @@ class AlignmentObjective(nn.Module):
         self.modality_dropout = config.modality_dropout
         self.missing_token_loss_weight = config.missing_token_loss_weight
         self.chunk_size = config.chunk_size
-        self._loss = OBJECTIVES[config.objective]
+        self.alignment_loss = OBJECTIVES[config.objective]
         if config.chunk_size is not None:
             refuse_batch_norm(encoders)
 
@@ -60,7 +63,7 @@ class AlignmentObjective(nn.Module):
     def forward(self, batch: StayBatch) -> Tensor:
         """float[] loss in nats."""
         if not self.training:
-            return self._loss(self.encoders(batch), batch.present, self.temperature)
+            return self.alignment_loss(self.encoders(batch), batch.present, self.temperature)
         batch = self._dropped(batch)
         return self._training_loss(self.encoders(batch), batch.present)
 
@@ -80,13 +83,14 @@ class AlignmentObjective(nn.Module):
     def _training_loss(self, latents: Tensor, present: Tensor) -> Tensor:
         latents, present = gather_stays(latents, present)
         tokens = missing_token_loss(self.encoders.missing_tokens, latents, present)
-        return self._loss(latents, present, self.temperature) + self.missing_token_loss_weight * tokens
+        return self.alignment_loss(latents, present, self.temperature) + self.missing_token_loss_weight * tokens
 
 
 def pretrain(recipe: Recipe) -> Path:
     """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder."""
     if recipe.data is None or recipe.out is None:
         raise TrajlmError("pretraining needs --data PREPARED and --out RUN")
+    chosen_tracker(recipe.tracker)
     prepared = load_prepared(recipe.data)
     accelerator = make_accelerator(unused_parameters=True)
     torch.manual_seed(recipe.seed)
@@ -118,7 +122,8 @@ def pretrain(recipe: Recipe) -> Path:
         global_loss=True,
         backward=objective.backward if recipe.pretraining.chunk_size is not None else None,
     )
-    Trainer(stage, loop_settings(recipe), run, accelerator).fit()
+    with tracking(accelerator, run.path, recipe.tracker):
+        Trainer(stage, loop_settings(recipe), run, accelerator).fit()
     if run.main:
         save_encoders(encoders, run.path)
         metrics = evaluate_alignment(prepared, objective)
@@ -160,7 +165,12 @@ def encode_stays(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarra
 
 
 def evaluate_alignment(prepared: Prepared, objective: AlignmentObjective) -> dict[str, Any]:
-    """Recall@K beside chance, silhouette, and how far the global representation moves when a modality is masked."""
+    """What the tuning and held-out stays, whole, show of a latent space.
+
+    Per split: the alignment loss in batches of one fixed size (a loss depends on the number of negatives), Recall@K
+    beside chance, silhouette, alignment, uniformity, and how far the global representation moves when a modality is
+    masked.
+    """
     encoders = objective.encoders.eval()
     metrics: dict[str, Any] = {"temperature": float(objective.temperature.detach()), "splits": {}}
     for split in (TUNING, HELD_OUT):
@@ -172,12 +182,33 @@ def evaluate_alignment(prepared: Prepared, objective: AlignmentObjective) -> dic
         mean = pairs.group_by("k").agg(pl.col("recall", "random").mean()).sort("k")
         metrics["splits"][split] = {
             "stays": len(stays),
+            "loss": fixed_batch_loss(objective, latents, present),
+            "loss_batch": LOSS_BATCH,
             "recall_mean_over_pairs": mean.to_dicts(),
             "recall_by_pair": pairs.to_dicts(),
             "silhouette": silhouette(latents, present, encoders.modalities),
+            "alignment": alignment(latents, present, encoders.modalities),
+            "uniformity": uniformity(latents, present, encoders.modalities),
             "movement_when_masked": movement_when_masked(latents, present, encoders.modalities),
         }
     return metrics
+
+
+@torch.no_grad()
+def fixed_batch_loss(objective: AlignmentObjective, latents: np.ndarray, present: np.ndarray) -> float:
+    """Mean over stays of the alignment loss in batches of ``LOSS_BATCH``, whatever batch size it was trained with.
+
+    Args:
+        objective: whose loss and temperature.
+        latents: float[N, M, D].
+        present: bool[N, M].
+    """
+    temperature = objective.temperature.cpu()
+    total = 0.0
+    for start in range(0, len(latents), LOSS_BATCH):
+        part, held = (torch.from_numpy(a[start : start + LOSS_BATCH]) for a in (latents, present))
+        total += float(objective.alignment_loss(part, held, temperature)) * len(part)
+    return total / len(latents)
 
 
 def movement_when_masked(latents: np.ndarray, present: np.ndarray, modalities: tuple[str, ...]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from trajlm.checkpoint import Checkpoints, RunFolder
 from trajlm.errors import SharedError, TrajlmError
 from trajlm.quantisation import adamw8bit
+from trajlm.trackers import tell
 
 FIRST_STEPS = 3
 EARLY_STEPS = 10
@@ -304,6 +305,9 @@ class Trainer:
         progress.set_postfix(
             epoch=state["epoch"], train=f"{train_loss:.4f}", tuning=f"{loss:.4f}", best=f"{state['best']:.4f}"
         )
+        rate = self.optimiser.param_groups[0]["lr"]
+        told = {"train_loss": train_loss, "tuning_loss": loss, "best_tuning_loss": state["best"], "learning_rate": rate}
+        tell(self.accelerator, {f"{self.stage.name}/{key}": value for key, value in told.items()}, state["step"])
         self.run.log(arm=self.stage.name, epoch=state["epoch"], train_loss=train_loss, tuning_loss=loss, best=improved)
         self._save()
 

@@ -24,6 +24,19 @@ def render_page(template: str, shared: dict[str, Any], **values: Any) -> str:
     Args:
         shared: what the page's script reads: ``figures`` by key among it.
     """
+    scripts = [_script(get_plotlyjs()), _script((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
+    return render_still(
+        template,
+        scripts=scripts,
+        # Only scripts of exactly these contents may run: markup that slipped in from a record could not.
+        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts),
+        shared=inline_json(shared),
+        **values,
+    )
+
+
+def render_still(template: str, **values: Any) -> str:
+    """A page of ``templates/`` that needs no script of its own, as HTML; everything in ``values`` is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -31,15 +44,8 @@ def render_page(template: str, shared: dict[str, Any], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = [_script(get_plotlyjs()), _script((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
-    return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        scripts=scripts,
-        # Only scripts of exactly these contents may run: markup that slipped in from a record could not.
-        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts),
-        shared=inline_json(shared),
-        **values,
-    )
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **values)
 
 
 def inline_json(value: Any) -> Markup:
