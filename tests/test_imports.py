@@ -31,6 +31,7 @@ ORDER = [
     ["packing", "adapters"],
     ["quantisation"],
     ["backbones", "hardware"],
+    ["memory"],
     ["reading"],
     ["interception"],
     ["trajectory"],

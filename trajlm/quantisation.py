@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trajlm.adapters import READ_BY_KERNELS
+from trajlm.errors import TrajlmError
 
 
 class HalfLinear(nn.Linear):
@@ -59,18 +60,30 @@ def settle(trunk: nn.Module) -> nn.Module:
 
     A 4-bit layer on a CPU with bfloat16 dot products repacks its weight in place when it is evaluated, and what it
     computes for the next training step is wrong in silence: that path is switched off.
+
+    Raises TrajlmError for experts that are held in one tensor.
     """
     for module in list(trunk.modules()):
         if is_four_bit(module):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         elif type(module) is nn.Linear:
-            module.to(torch.bfloat16).__class__ = HalfLinear
+            _halve(module)
+            module.__class__ = HalfLinear
         elif isinstance(module, nn.Embedding):
-            module.to(torch.bfloat16)
+            _halve(module)
         else:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.ndim > 2 and not isinstance(module, nn.Conv1d):
+                    raise TrajlmError(
+                        "backbone.quantisation: this backbone holds its experts in one tensor, which neither 4 nor 16 "
+                        "bits are offered for here; use none"
+                    )
+                setattr(module, name, nn.Parameter(parameter.float()))
     return trunk.requires_grad_(False)
+
+
+def _halve(module: nn.Linear | nn.Embedding) -> None:
+    module.weight = nn.Parameter(module.weight.to(torch.bfloat16))
 
 
 def is_four_bit(module: nn.Module) -> bool:
