@@ -64,7 +64,8 @@ def test_numeric_views_equal_a_plain_recomputation(prepared, records, features, 
     stays = some_stays(prepared)
     stays = stays[prepared.present(stays, [modality])[:, 0].numpy()]
     whole = prepared.stores[modality].stay_view(stays)
-    events, rows_of = prepared.stores[modality].event_view(stays)
+    series, rows_of = prepared.stores[modality].event_view(stays)
+    events = series.single_steps()
     place = 0
     for i, stay in enumerate(prepared.stays["stay_id"].to_numpy()[stays]):
         mine = [row for row in records[stay] if row["modality"] == modality]
@@ -88,7 +89,7 @@ def test_training_values_are_standardised(prepared):
     """Mean 0 and deviation 1 over the training split's events, feature by feature: nothing else was fitted on."""
     train = prepared.positions("train")
     train = train[prepared.present(train, ["series"])[:, 0].numpy()]
-    events, _ = prepared.stores["series"].event_view(train)
+    events = prepared.stores["series"].event_view(train)[0].single_steps()
     values, observed = events.values[:, 0].double().numpy(), events.observed[:, 0].numpy()
     checked = 0
     for column, feature in enumerate(f for f in prepared.features if f.modality == "series"):

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_trajectory import PAPER, RICH, toy_model
+from test_trajectory import HISTORY, PAPER, RICH, toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import NOTHING, ablation_trajectories
@@ -51,7 +51,7 @@ def without(timeline: Timeline, gone: list[int]) -> Timeline:
     return replace(timeline, events=tuple(e for i, e in enumerate(timeline.events) if i not in gone))
 
 
-@pytest.mark.parametrize("reading", [PAPER, RICH])
+@pytest.mark.parametrize("reading", [PAPER, RICH, HISTORY])
 def test_removed_events_leave_what_the_records_without_them_would_say(reading):
     """Read anew from the raw events: values, states, latents and beliefs all agree."""
     model = toy_model(**reading)
@@ -67,7 +67,7 @@ def test_removed_events_leave_what_the_records_without_them_would_say(reading):
             assert np.allclose(beliefs.select(BELIEFS), model.beliefs(rest).select(BELIEFS), **CLOSE)
 
 
-@pytest.mark.parametrize("reading", [PAPER, RICH])
+@pytest.mark.parametrize("reading", [PAPER, RICH, HISTORY])
 @pytest.mark.parametrize("how", ["removed", "missing_token"])
 def test_an_ablated_past_does_not_leak_through_the_state(reading, how):
     """Whatever the ablated events measured, the beliefs are the same to the bit; left carried, they are not."""

@@ -31,6 +31,7 @@ WIDTH = 8
 STATE = 9  # three numbers for each of the three laboratory features
 PAPER = {"context": "own", "inputs": "latent", "readout": "predict"}
 RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event"}
+HISTORY = RICH | {"reach": "both"}
 
 
 def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "none", **options) -> TrajectoryModel:

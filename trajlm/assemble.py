@@ -87,6 +87,7 @@ def _reading(config: FinetuningConfig) -> dict[str, Any]:
     """How a model reads events, as arguments of :class:`TrajectoryModel`."""
     return {
         "hours": config.time_encoding == "hours",
+        "reach": config.event_latents,
         "context": config.event_context,
         "inputs": config.event_inputs,
         "readout": config.readout,

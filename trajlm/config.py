@@ -274,6 +274,8 @@ class FinetuningConfig:
             known late weighs more), or the last one only.
         event_context: own embeds every event alone (the paper); newest brings along the newest event of every other
             modality, or its missing token, so that one read-out sees the whole present state of the stay.
+        event_latents: own has a frozen encoder read every event alone (the paper); history has it read all events of
+            the modality so far, where it reads in order (lstm, gru); both puts one beside the other.
         event_inputs: latent shows the backbone the frozen encoder's latent (the paper); latent_and_state shows the
             carried-forward values behind it as well, as piecewise linear codes; state shows those values alone where a
             modality is numeric, which spares the backbone latents of encoders that were never pretrained.
@@ -309,6 +311,7 @@ class FinetuningConfig:
     modality_dropout: float = 0.2
     loss_over: Literal["all", "rising", "last"] = "rising"
     event_context: Literal["own", "newest"] = "newest"
+    event_latents: Literal["own", "history", "both"] = "both"
     event_inputs: Literal["latent", "latent_and_state", "state"] = "latent_and_state"
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     dropout: float = 0.3

@@ -179,10 +179,13 @@ class ModalityStore:
         return np.concatenate([np.arange(self.rows(s).start, self.rows(s).stop) for s in stays])
 
     def event_view(self, stays: np.ndarray) -> tuple[View, np.ndarray]:
-        """Every event of these stays as an input of its own, and int64[N], its row among all events."""
+        """Every event of these stays, and int64[E], its row among all events.
+
+        A stay's numeric events are the steps of one input; notes and pictures are inputs of their own.
+        """
         rows = self._all_rows(stays)
         if self.reader.modality.kind == "numeric":
-            return self._numeric(stays).single_steps(), self.event_rows[rows]
+            return self._numeric(stays), self.event_rows[rows]
         return self._payload_view([[int(r)] for r in rows]), self.event_rows[rows]
 
     def stay_view(self, stays: np.ndarray, span: tuple[np.ndarray, np.ndarray] | None = None) -> View:

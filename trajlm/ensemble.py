@@ -25,7 +25,7 @@ def ensemble_beliefs(sequence: pl.DataFrame, baseline: pl.DataFrame, tasks: Sequ
         tasks: what was predicted.
 
     Returns:
-        ``baseline`` with the joined beliefs; the sequence model's part is what it believed after the last event that the
+        ``baseline`` with the mean beliefs; the sequence model's part is what it believed after the last event that the
         baseline has seen, or before it where it did not read that one.
 
     Raises:

@@ -128,9 +128,9 @@ def finetune(recipe: Recipe) -> Path:
     if run.main:
         print("\n".join([splits.description, f"backbone {backbone}", *means.changes]))
     encoders.to(accelerator.device)
-    key = fingerprint(inputs, asdict(recipe.encoder))
+    key, reach = fingerprint(inputs, asdict(recipe.encoder)), recipe.finetuning.event_latents
     with accelerator.main_process_first():
-        latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key)
+        latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key, reach)
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
     with tracking(accelerator, run.path, recipe.tracker):
         arms = train_baselines(work)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from trajlm.checkpoint import fingerprint
 from trajlm.columns import ColumnWriter, column_folder, open_column, read_note
 from trajlm.dataset import ModalityStore, Prepared
-from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
 from trajlm.views import NumericView, View, carried_forward
 
@@ -127,7 +127,7 @@ class Latents:
     own standardised measurements; the carried-forward state, which is far wider, is put together again when a batch is.
 
     Attributes:
-        events: float32[E, D].
+        events: float32[E, W] (:meth:`AlignedEncoders.event_width`).
         hours: float64[E], hours since admission.
         modality: int16[E], position in ``modalities``.
         event_index: int32[E], position in the stay's whole timeline.
@@ -243,7 +243,9 @@ def fits(static: np.ndarray, most: int) -> np.ndarray:
     return static | (np.arange(len(static)) < most)
 
 
-def cache_latents(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, folder: Path, key: str) -> Latents:
+def cache_latents(
+    prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, folder: Path, key: str, reach: Reach = "own"
+) -> Latents:
     """Encode every event of these stays once, or open what an earlier call with the same key left.
 
     Args:
@@ -251,24 +253,27 @@ def cache_latents(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarr
         encoders: frozen; put into evaluation mode.
         stays: positions of the stays to encode.
         folder: where the columns lie; they appear there when all are whole.
-        key: hash of encoders and records; another key, or other stays, means another cache, never a stale one.
+        key: hash of encoders and records; another key, reach or other stays mean another cache, never a stale one.
+        reach: what an event's latent tells of (:meth:`AlignedEncoders.event_latents`).
     """
     stays = np.sort(stays)
-    identity = {"key": key, "stays": fingerprint(stays.tolist())}
+    identity = {"key": key, "stays": fingerprint(stays.tolist()), "reach": reach}
     about = read_note(folder)
     if about is None or {name: about[name] for name in identity} != identity:
         with column_folder(folder, identity) as columns:
-            _encode(prepared, encoders.eval(), stays, columns)
+            _encode(prepared, encoders.eval(), stays, columns, reach)
     return Latents(folder, prepared, encoders.modalities)
 
 
 @torch.no_grad()
-def _encode(prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, columns: ColumnWriter) -> None:
+def _encode(
+    prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, columns: ColumnWriter, reach: Reach
+) -> None:
     with tqdm(total=len(stays), desc="latents", unit="stay", mininterval=2.0) as progress:
         for part, stores in prepared.in_parts(stays, EVENTS_AT_ONCE):
             for start in range(0, len(part), CHUNK):
                 chunk = part[start : start + CHUNK]
-                _encode_chunk(prepared, encoders, chunk, stores, columns)
+                _encode_chunk(prepared, encoders, chunk, stores, columns, reach)
                 progress.update(len(chunk))
 
 
@@ -278,6 +283,7 @@ def _encode_chunk(
     chunk: np.ndarray,
     stores: Mapping[str, ModalityStore],
     columns: ColumnWriter,
+    reach: Reach,
 ) -> None:
     device = encoders.missing_tokens.device
     batch = prepared.stay_batch(chunk, encoders.modalities, stores=stores)
@@ -289,7 +295,7 @@ def _encode_chunk(
         held = chunk[batch.present[:, index].numpy()]
         if len(held):
             view, rows = stores[name].event_view(held)
-            latents = encoders.encode(name, view.to(device)).float().cpu().numpy()
+            latents = encoders.event_latents(name, view.to(device), reach).float().cpu().numpy()
             found.append((rows, np.full(len(rows), index, dtype=np.int16), latents, *_measurements(view)))
     rows, modality, latents, measured = (np.concatenate(parts) for parts in zip(*(f[:4] for f in found), strict=True))
     order = np.argsort(rows)
@@ -307,8 +313,8 @@ def _encode_chunk(
 
 
 def _measurements(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int32[N], measurements of each of N single events; of all of them int32[K] columns and float32[K] values."""
+    """int32[E], measurements of each of E events; of all of them int32[K] columns and float32[K] values."""
     if not isinstance(view, NumericView):
         return np.zeros(len(view), np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
-    observed, values = view.observed[:, 0].numpy(), view.values[:, 0].numpy()
+    observed, values = view.observed[view.steps].numpy(), view.values[view.steps].numpy()
     return observed.sum(axis=1, dtype=np.int32), observed.nonzero()[1].astype(np.int32), values[observed]

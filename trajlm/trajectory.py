@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trajlm.backbones import hidden_width, text_config, token_embeddings, traits, use_attention
 from trajlm.dataset import InputReader
-from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.packing import SequenceReader
@@ -70,6 +70,7 @@ class TrajectoryModel(nn.Module):
         tasks: fitted tasks, in order.
         modalities, features, image_pixels: of the prepared folder the model was trained on, to read raw events.
         hours: add an encoding of the hours since admission to every event.
+        reach: what an event's latent tells of: the event alone (own), its modality's events so far (history) or both.
         context: what an event brings along: nothing (own) or the newest event of every other modality (newest).
         inputs: what of an event is read: its latent, its latent and its carried-forward state (latent_and_state), or
             its state alone where it has one (state).
@@ -92,6 +93,7 @@ class TrajectoryModel(nn.Module):
         image_pixels: int,
         hours: bool = True,
         context: str = "own",
+        reach: Reach = "own",
         inputs: str = "latent",
         readout: str = "predict",
         dropout: float = 0.0,
@@ -105,13 +107,13 @@ class TrajectoryModel(nn.Module):
         width = hidden_width(backbone)
         vocabulary = token_embeddings(backbone)
         scale = float(vocabulary.std())
-        self.encoders = encoders.requires_grad_(False).eval()
+        self.encoders, self.reach = encoders.requires_grad_(False).eval(), reach
         self.backbone = backbone
         self.sequence_reader = SequenceReader(text_config(backbone), traits(backbone), predict_visible)
         self.projectors = nn.ModuleDict(
             {
                 m: Projector(
-                    encoders.latent_width,
+                    encoders.event_width(reach),
                     encoders.features[m] if inputs != "latent" else 0,
                     inputs != "state" or not encoders.features[m],
                     width,
@@ -178,7 +180,7 @@ class TrajectoryModel(nn.Module):
     def _missing(self) -> Tensor:
         """float[M, H]: the missing tokens through their projectors."""
         state = self.predict.new_zeros(1, self.encoders.state_width)
-        tokens = self.encoders.missing_tokens
+        tokens = self.encoders.missing_latents(self.reach)
         return torch.cat([self.projectors[m](tokens[i, None], state) for i, m in enumerate(self.encoders.modalities)])
 
     def forward(
@@ -265,16 +267,18 @@ class TrajectoryModel(nn.Module):
 
     @torch.no_grad()
     def _read(self, events: Sequence[Event]) -> tuple[Tensor, Tensor]:
-        """float[S, D] latents and float[S, V] carried-forward states of a stay's events."""
+        """float[S, W] latents and float[S, V] carried-forward states of a stay's events."""
         device = self.predict.device
-        latents = torch.zeros(len(events), self.encoders.latent_width, device=device)
+        latents = torch.zeros(len(events), self.encoders.event_width(self.reach), device=device)
         state = torch.zeros(len(events), self.encoders.state_width, device=device)
         for name in self.encoders.modalities:
             rows = [i for i, event in enumerate(events) if event.modality == name]
             if rows:
                 view = event_view(self.readers[name], [events[i] for i in rows]).to(device)
-                latents[rows] = self.encoders.encode(name, view)
-                state[rows] = self.encoders.carried_state(view)
+                latents[rows] = self.encoders.event_latents(name, view, self.reach)
+                state[rows] = self.encoders.carried_state(
+                    view.single_steps() if isinstance(view, NumericView) else view
+                )
         return latents, state
 
     @torch.no_grad()
@@ -331,7 +335,7 @@ def _number(value: float | None) -> float:
 
 
 def event_view(reader: InputReader, events: Sequence[Event]) -> View:
-    """Events of one modality of one stay, in order, each as an input of its own."""
+    """Events of one modality of one stay, in order: numbers as the steps of one input, the others each as their own."""
     if reader.modality.kind == "text":
         return TextView([str(event.text) for event in events])
     if reader.modality.kind == "image":
@@ -340,14 +344,14 @@ def event_view(reader: InputReader, events: Sequence[Event]) -> View:
     ids = np.concatenate([event.feature_ids for event in events])
     values, observed = reader.dense(lengths, ids, np.concatenate([event.values for event in events]))
     hours = np.array([event.hours_since_admission for event in events])
-    return numeric_view([values], [observed], [hours]).single_steps()
+    return numeric_view([values], [observed], [hours])
 
 
 class BeliefStream:
     """Reads a stay event by event; each belief costs one event, not the whole stay again.
 
-    The backbone's cache, the carried-forward state of every numeric modality and the newest event of every modality are
-    all it keeps.
+    The backbone's cache, the carried-forward state of every numeric modality, the state of encoders that read in order
+    and the newest event of every modality are all it keeps.
     """
 
     def __init__(self, model: TrajectoryModel) -> None:
@@ -355,6 +359,7 @@ class BeliefStream:
         self._cache: Any = None
         self._hours = float("-inf")
         self._state: dict[str, CarriedState] = {}
+        self._read: dict[str, tuple[Tensor, ...] | None] = {}
         self._newest: dict[str, TrajectoryBatch] = {}
 
     @torch.no_grad()
@@ -375,9 +380,11 @@ class BeliefStream:
             )
         device = model.predict.device
         view = self._view(event).to(device)
+        before = self._read.get(event.modality)
+        latents, self._read[event.modality] = model.encoders.advance(event.modality, view, model.reach, before)
         batch = TrajectoryBatch(
             torch.zeros(1, dtype=torch.long, device=device),
-            model.encoders.encode(event.modality, view)[None],
+            latents[None],
             model.encoders.carried_state(view)[None],
             torch.tensor([[model.encoders.modalities.index(event.modality)]], device=device),
             torch.tensor([[event.hours_since_admission]], dtype=torch.float64, device=device),
@@ -385,8 +392,7 @@ class BeliefStream:
             torch.ones(1, 1, dtype=torch.bool, device=device),
             torch.full((1, len(model.targets)), float("nan"), device=device),
         )
-        before = self._before()
-        output = model(batch, cache=self._cache, use_cache=True, before=before)
+        output = model(batch, cache=self._cache, use_cache=True, before=self._before())
         # Last in, last read: the order of the newest events is that of the stay.
         self._newest.pop(event.modality, None)
         self._newest[event.modality] = batch

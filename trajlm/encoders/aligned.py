@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from trajlm.encoders.base import Encoding
 from trajlm.encoders.numeric import last_step
 from trajlm.schema import FittedFeature, Modality
 from trajlm.views import NumericView, View
+
+Reach = Literal["own", "history", "both"]
 
 
 class AlignedEncoders(nn.Module):
@@ -57,6 +59,62 @@ class AlignedEncoders(nn.Module):
     def encode(self, modality: str, view: View) -> Tensor:
         """float[N, D] latents of the N inputs of one modality."""
         return self.encoders[modality](view)
+
+    def event_width(self, reach: Reach) -> int:
+        """Width of :meth:`event_latents`: D, or 2 D where both are read."""
+        return self.latent_width * (2 if reach == "both" else 1)
+
+    def event_latents(self, modality: str, view: View, reach: Reach) -> Tensor:
+        """float[E, W] latents of the E events of one modality, in order.
+
+        Args:
+            modality: name.
+            view: stays as series of their events; notes and pictures each as an input of its own.
+            reach: whether an encoder sees an event alone (own), all events of the stay up to it (history) or both, one
+                beside the other. The past of encoders that do not read in order (``reads_in_order``) is left out: an
+                event is its whole history there.
+        """
+        series = isinstance(view, NumericView)
+        parts = []
+        if reach != "history" or not self.reads_history(modality):
+            parts.append(self.encode(modality, view.single_steps() if series else view))
+        if reach != "own":
+            parts.append(self._running(modality, view) if self.reads_history(modality) else parts[0])
+        return torch.cat(parts[: 2 if reach == "both" else 1], dim=-1)
+
+    def _running(self, modality: str, view: View) -> Tensor:
+        encoding = self.encoding(modality, view, tokens=True)
+        assert encoding.tokens is not None
+        assert encoding.token_present is not None
+        return encoding.tokens[encoding.token_present]
+
+    def advance(
+        self, modality: str, view: View, reach: Reach, carried: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """float[N, W]: :meth:`event_latents` of the next event of N stays, and what the one after it needs.
+
+        Args:
+            modality: name.
+            view: one event of each stay.
+            reach: as for :meth:`event_latents`.
+            carried: what the call on the event of this modality before returned; None at the first.
+        """
+        encoder: Any = self.encoders[modality]
+        if reach == "own" or not encoder.reads_in_order:
+            own = self.encode(modality, view)
+            return own.repeat(1, 2) if reach == "both" else own, None
+        running, carried = encoder.advance(view, carried)
+        if reach == "history":
+            return running, carried
+        return torch.cat([self.encode(modality, view), running], dim=-1), carried
+
+    def reads_history(self, modality: str) -> bool:
+        """Whether the modality's encoder tells of its past, and not of one event alone."""
+        return bool(self.encoders[modality].reads_in_order)
+
+    def missing_latents(self, reach: Reach) -> Tensor:
+        """float[M, W]: what stands for the event of a modality that a stay lacks."""
+        return self.missing_tokens.repeat(1, 2) if reach == "both" else self.missing_tokens
 
     def encoding(self, modality: str, view: View, *, tokens: bool = False, levels: bool = False) -> Encoding:
         """Latents of N inputs and, where asked for, their tokens and levels: what fusions of other systems read."""

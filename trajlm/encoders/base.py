@@ -47,9 +47,12 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         level_widths: width of every level, first to last.
+        reads_in_order: the token of a step is the latent of the steps up to it, so that one reading of a series gives
+            what was known after each; :meth:`advance` then reads one step more.
     """
 
     level_widths: tuple[int, ...]
+    reads_in_order = False
 
     @abstractmethod
     def encode(self, view, *, tokens: bool = False, levels: bool = False) -> Encoding:
@@ -58,6 +61,18 @@ class Encoder(nn.Module, ABC):
     def forward(self, view) -> Tensor:
         """float[N, D] latents."""
         return self.encode(view).latent
+
+    def advance(self, view, carried: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Read one more step of N inputs, where the encoder reads in order.
+
+        Args:
+            view: the next step of every input, ``S = 1``.
+            carried: what the call on the step before returned; None at the first.
+
+        Returns:
+            float[N, D] latents of the steps so far, and what the next call needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not read in order")
 
 
 @dataclass

@@ -25,9 +25,14 @@ class SeriesInputs(nn.Module):
         self.inputs = NumericInputs(features, config)
         self.width = self.inputs.width + 1
 
-    def forward(self, view: NumericView) -> Tensor:
-        """float[N, S, W]; zero at padding, whatever stands there."""
-        elapsed = torch.log1p((view.hours - view.hours[:, :1]).clamp_min(0.0))
+    def forward(self, view: NumericView, first_hours: Tensor | None = None) -> Tensor:
+        """float[N, S, W]; zero at padding, whatever stands there.
+
+        Args:
+            view: the steps.
+            first_hours: float[N, 1], hour of each input's first step where it is not the view's.
+        """
+        elapsed = torch.log1p((view.hours - (view.hours[:, :1] if first_hours is None else first_hours)).clamp_min(0.0))
         rows = self.inputs(view.values, view.observed, view.state).flatten(start_dim=-2)
         return torch.cat([rows, elapsed[..., None]], dim=-1).masked_fill(~view.steps[..., None], 0.0)
 
@@ -36,13 +41,15 @@ class Recurrent(ProjectedEncoder):
     """A recurrent network over the steps of an input, its last hidden state projected (paper, B.1).
 
     Recurrent weights start orthogonal, gate by gate, input weights Xavier uniform. Tokens are the hidden states of the
-    steps; the levels are the last hidden state of every layer.
+    steps, each the latent of the steps up to it; the levels are the last hidden state of every layer.
 
     Args:
         cell: nn.LSTM or nn.GRU.
         features: of the modality, in order.
         config: settings of the encoders.
     """
+
+    reads_in_order = True
 
     def __init__(
         self, cell: type[nn.LSTM] | type[nn.GRU], features: Sequence[FittedFeature], config: EncoderConfig
@@ -66,6 +73,18 @@ class Recurrent(ProjectedEncoder):
             if levels:
                 found.append(hidden[last])
         return Hidden(hidden[last], hidden, view.steps, found)
+
+    def advance(self, view: NumericView, carried: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :class:`Encoder`; carried are the first step's hour and every layer's state."""
+        first, *before = carried if carried is not None else (view.hours[:, :1],)
+        hidden, after = self.inputs(view, first), [first]
+        for i, layer in enumerate(self.layers):
+            width = 2 if isinstance(layer, nn.LSTM) else 1
+            state = tuple(before[i * width : (i + 1) * width])
+            given = (state if width == 2 else state[0]) if state else None
+            hidden, state = layer(self.between(hidden) if i else hidden, given)
+            after += state if width == 2 else [state]
+        return self.project(hidden[:, -1]), tuple(after)
 
 
 def start_recurrent(layer: nn.Module) -> None:

@@ -94,7 +94,7 @@ def ablate(
         batch = _forget(model, batch, chosen)
     if how == "removed":
         return batch.keep(~chosen)
-    tokens = model.encoders.missing_tokens[batch.modality]
+    tokens = model.encoders.missing_latents(model.reach)[batch.modality]
     return replace(
         batch,
         latents=torch.where(chosen[..., None], tokens, batch.latents),
@@ -110,10 +110,12 @@ def _forget(model: TrajectoryModel, batch: TrajectoryBatch, chosen: Tensor) -> T
         features = model.encoders.features[name]
         if features and (own & chosen).any():
             _check_ties(batch, own, chosen, index, name)
-            changed, view = _recarried(batch, own, own & ~chosen, features)
-            if changed.any():
-                latents[changed] = model.encoders.encode(name, view).to(latents.dtype)
-                state[changed] = model.encoders.carried_state(view).to(state.dtype)
+            # Stays that lose nothing, or everything, of this modality are left as they are.
+            read = (own & ~chosen) & (own & chosen).any(dim=1, keepdim=True)
+            if read.any():
+                view = _recarried(batch, own, read, features)
+                latents[read] = model.encoders.event_latents(name, view, model.reach).to(latents.dtype)
+                state[read] = model.encoders.carried_state(view.single_steps()).to(state.dtype)
     return replace(batch, latents=latents, state=state)
 
 
@@ -131,30 +133,27 @@ def _check_ties(batch: TrajectoryBatch, own: Tensor, chosen: Tensor, index: int,
         )
 
 
-def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> tuple[Tensor, NumericView]:
-    """Which events bool[B, S] carry something else once only ``kept`` are read, and these as encoder inputs."""
+def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> NumericView:
+    """The stays with events of ``kept`` bool[B, S], as series of these events alone and of what they carry forward."""
     value, ever, since = batch.state[..., : 3 * features].split(features, dim=-1)
     # An event measured what it carries with an age of exactly zero.
     observed = (ever > 0) & (since == 0) & own[..., None]
     place = torch.arange(own.shape[1], device=own.device)[None, :, None].expand_as(observed)
-    was = torch.where(observed, place, -1).cummax(dim=1).values
     source = torch.where(observed & kept[..., None], place, -1).cummax(dim=1).values
-    changed = ((was != source).any(dim=-1)) & kept
-    rows, at = source[changed], source.clamp_min(0)
-    known = rows >= 0
-    hours = batch.hours[changed]
-    last = batch.hours[..., None].expand(-1, -1, features).gather(1, at)[changed]
-    age = torch.log1p(torch.where(known, hours[:, None] - last, 0.0)).to(value.dtype)
-    values = torch.where(known, value.gather(1, at)[changed], 0.0)
-    seen = observed[changed]
-    view = NumericView(
-        values=(values * seen)[:, None],
-        observed=seen[:, None],
-        state=torch.cat([values, known.to(value.dtype), age], dim=-1)[:, None],
-        hours=hours.float()[:, None],
-        steps=torch.ones(len(hours), 1, dtype=torch.bool, device=hours.device),
-    )
-    return changed, view
+    known, at = source >= 0, source.clamp_min(0)
+    last = batch.hours[..., None].expand(-1, -1, features).gather(1, at)
+    age = torch.log1p(torch.where(known, batch.hours[..., None] - last, 0.0)).to(value.dtype)
+    values = torch.where(known, value.gather(1, at), 0.0)
+    state = torch.cat([values, known.to(value.dtype), age], dim=-1)
+    stays = kept.any(dim=1)
+    count = kept[stays].sum(dim=1, keepdim=True)
+    # Kept events first, in order; beyond them the last one, so that time stands still there.
+    order = (~kept[stays]).long().argsort(dim=1, stable=True)[:, : int(count.max())]
+    place = torch.arange(order.shape[1], device=own.device)
+    steps = place < count
+    rows, at = stays.nonzero(), order.gather(1, place.minimum(count - 1))
+    seen = observed[rows, at] & steps[..., None]
+    return NumericView(values[rows, at] * seen, seen, state[rows, at], batch.hours[rows, at].float(), steps)
 
 
 def stacked(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
