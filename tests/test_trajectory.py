@@ -251,7 +251,7 @@ def test_a_loaded_model_repeats_the_run_bit_for_bit(prepared, beliefs, model, ca
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_saved_model_loads_equal(tuning, tmp_path, run):
     """A LoRA model of a random trunk needs the trunk itself, not another draw of it."""
-    model = toy_model(tuning)
+    model = toy_model(tuning, **HISTORY)
     if tuning == "lora":  # adapters start as no change at all
         for name, parameter in model.backbone.named_parameters():
             if "lora_B" in name:
@@ -261,10 +261,10 @@ def test_a_saved_model_loads_equal(tuning, tmp_path, run):
     (tmp_path / "config.yaml").write_text(config_of(backbone, encoder))
     torch.manual_seed(99)
     loaded = load_trajectory_model(tmp_path)
-    batch = toy_batch([6, 3])
+    events = [Event(0.0, "age", (0,), (70.0,)), Event(2.0, "note", text="stable"), Event(3.0, "labs", (1,), (2.0,))]
+    batch = model.encode_timeline(timeline_of(events))
     with torch.no_grad():
         assert torch.equal(model(batch).readouts, loaded(batch).readouts)
-    events = [Event(0.0, "age", (0,), (70.0,)), Event(2.0, "note", text="stable"), Event(3.0, "labs", (1,), (2.0,))]
     assert model.beliefs(timeline_of(events)).equals(loaded.beliefs(timeline_of(events)))
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".safetensors", ".json", ".yaml", ".md"}
 
