@@ -42,7 +42,7 @@ def ensemble_beliefs(sequence: pl.DataFrame, baseline: pl.DataFrame, tasks: Sequ
     if unmatched.height:
         raise TrajlmError(f"stay {unmatched['stay_id'][0]}: the sequence model states no belief beside the baseline's")
     means = [_mean(task).alias(name) for task, name in zip(tasks, names, strict=True)]
-    return both.with_columns(means).sort("_row").select(baseline.columns).cast(dict(baseline.schema))
+    return both.with_columns(means).sort("_row").select(baseline.columns).cast(baseline.schema)
 
 
 def _mean(task: Task) -> pl.Expr:

@@ -24,7 +24,7 @@ from trajlm.packing import SequenceReader
 from trajlm.reading import HoursEncoding, NewestFusion, Projector, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import Task
-from trajlm.views import CarriedState, ImageView, NumericView, TextView, View, numeric_view
+from trajlm.views import CarriedState, ImageView, NumericView, TextView, View, numeric_view, single_events
 
 
 @dataclass
@@ -276,9 +276,7 @@ class TrajectoryModel(nn.Module):
             if rows:
                 view = event_view(self.readers[name], [events[i] for i in rows]).to(device)
                 latents[rows] = self.encoders.event_latents(name, view, self.reach)
-                state[rows] = self.encoders.carried_state(
-                    view.single_steps() if isinstance(view, NumericView) else view
-                )
+                state[rows] = self.encoders.carried_state(single_events(view))
         return latents, state
 
     @torch.no_grad()

@@ -231,3 +231,8 @@ class ImageView:
 
 
 View = NumericView | TextView | ImageView
+
+
+def single_events(view: View) -> View:
+    """Every event as an input of its own: the steps of series, and notes and pictures as they are."""
+    return view.single_steps() if isinstance(view, NumericView) else view

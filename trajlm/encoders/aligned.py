@@ -15,7 +15,7 @@ from trajlm.encoders import build_encoder
 from trajlm.encoders.base import Encoding
 from trajlm.encoders.numeric import last_step
 from trajlm.schema import FittedFeature, Modality
-from trajlm.views import NumericView, View
+from trajlm.views import NumericView, View, single_events
 
 Reach = Literal["own", "history", "both"]
 
@@ -74,10 +74,9 @@ class AlignedEncoders(nn.Module):
                 beside the other. The past of encoders that do not read in order (``reads_in_order``) is left out: an
                 event is its whole history there.
         """
-        series = isinstance(view, NumericView)
         parts = []
         if reach != "history" or not self.reads_history(modality):
-            parts.append(self.encode(modality, view.single_steps() if series else view))
+            parts.append(self.encode(modality, single_events(view)))
         if reach != "own":
             parts.append(self._running(modality, view) if self.reads_history(modality) else parts[0])
         return torch.cat(parts[: 2 if reach == "both" else 1], dim=-1)
