@@ -39,7 +39,7 @@ ORDER = [
     ["scores", "delong"],
     ["metrics"],
     ["summaries", "tabular_models", "calibration"],
-    ["subgroups", "baselines", "arms", "selection"],
+    ["subgroups", "baselines", "arms", "selection", "ensemble"],
     ["trackers"],
     ["training"],
     ["static"],

@@ -36,7 +36,18 @@ ARM_TITLES = {
     "logistic": "logistic regression (summary features)",
     "lightgbm": "LightGBM (summary features)",
 }
+# The sequence model averaged with a baseline of its run, under the names of both.
+ENSEMBLES = {arm: f"{SEQUENCE}_and_{arm}" for arm in BASELINE_ARMS.values()}
+ARM_TITLES |= {
+    name: f"{ARM_TITLES[SEQUENCE]} and {ARM_TITLES[arm].partition(' (')[0]}, averaged"
+    for arm, name in ENSEMBLES.items()
+}
 MACRO: dict[str, Metric] = {"macro_auroc": macro_auroc, "macro_auprc": macro_auprc}
+
+
+def is_sequence(arm: str) -> bool:
+    """Whether an arm is the sequence model, alone or averaged with a baseline."""
+    return arm == SEQUENCE or arm in ENSEMBLES.values()
 
 
 def beliefs_path(run: Path, arm: str) -> Path:

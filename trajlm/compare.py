@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES
+from trajlm.arms import ARM_TITLES, SEQUENCE
 from trajlm.checkpoint import write_text
 from trajlm.compared import Arm, Run, load_runs, sequence_arms, static_arms
 from trajlm.errors import TrajlmError
@@ -82,7 +82,7 @@ def _removals(sequences: Sequence[Arm]) -> pl.DataFrame:
     from trajlm.interpret.removal import run_removals
 
     frames = []
-    for arm in sequences:
+    for arm in (a for a in sequences if a.name == SEQUENCE):
         found = run_removals(arm.run.path, arm.run.targets, arm.run.resamples)
         named = pl.col("arm").replace_strict(ARM_TITLES) + f" ({arm.run.name})"
         frames.append(found.with_columns(arm=named))
@@ -214,8 +214,13 @@ def _paired_tables(sequences: Sequence[Arm], target: dict[str, Any], found: pl.D
     note = f"Best on the tuning stays: {words}. An interval that holds 0 does not tell the two apart."
     tables = []
     for metric in PAIRED[target["kind"]] if len(own) else ():
-        by_key = {(r["run"], r["landmark"]): r for r in own.filter(pl.col("metric") == metric).iter_rows(named=True)}
-        rows = [[*arm.labels, *(_difference(by_key.get((arm.run.name, at))) for at in landmarks)] for arm in sequences]
+        by_key = {
+            (r["run"], r["arm"], r["landmark"]): r for r in own.filter(pl.col("metric") == metric).iter_rows(named=True)
+        }
+        rows = [
+            [*arm.labels, *(_difference(by_key.get((arm.run.name, arm.name, at))) for at in landmarks)]
+            for arm in sequences
+        ]
         title = f"{_column(target, metric)}: sequence model minus the best static arm"
         tables.append(Table(title, [*LABELS, *map(_landmark, landmarks)], rows, set(), note))
     return tables

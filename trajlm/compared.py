@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES, SEQUENCE, beliefs_path
+from trajlm.arms import ARM_TITLES, beliefs_path, is_sequence
 from trajlm.checkpoint import read_run
 from trajlm.errors import TrajlmError
 from trajlm.metrics import Kind
@@ -149,17 +149,26 @@ def static_arms(runs: Sequence[Run]) -> list[Arm]:
     found: dict[str, tuple[tuple[str, str], str, list[Run]]] = {}
     for run in runs:
         for name, rows in run.metrics["arms"][HELD_OUT].items():
-            if name != SEQUENCE:
+            if not is_sequence(name):
                 title = ARM_TITLES.get(name, name)
                 encoders = run.initialisation if name.startswith("static_") else "–"
-                labels = (title[0].upper() + title[1:], encoders)
+                labels = (_capital(title), encoders)
                 found.setdefault(json.dumps([labels, rows]), (labels, name, []))[2].append(run)
     return [_arm((*labels, ", ".join(run.name for run in of)), name, of[0]) for labels, name, of in found.values()]
 
 
 def sequence_arms(runs: Sequence[Run]) -> list[Arm]:
-    """The sequence model of every run."""
-    return [_arm((f"Sequence model, {r.backbone}", r.initialisation, r.name), SEQUENCE, r) for r in runs]
+    """The sequence model of every run, alone and averaged with baselines."""
+    return [
+        _arm((_capital(f"{ARM_TITLES[name]}, {run.backbone}"), run.initialisation, run.name), name, run)
+        for run in runs
+        for name in run.metrics["arms"][HELD_OUT]
+        if is_sequence(name)
+    ]
+
+
+def _capital(title: str) -> str:
+    return title[0].upper() + title[1:]
 
 
 def _arm(labels: tuple[str, str, str], name: str, run: Run) -> Arm:

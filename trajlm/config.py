@@ -287,6 +287,8 @@ class FinetuningConfig:
         max_events: longest timeline; later events that are not static are not read and get no belief.
         baselines: what to compare with, on the same stays: mlp and lstm fuse the whole window's latents; logistic and
             lightgbm (an extra: trajlm[trees]) read summary features and are refitted for each landmark.
+        ensembles: baselines, each also among baselines, whose beliefs are averaged with the sequence model's as arms
+            of their own.
         baseline_epochs: most epochs of mlp and lstm.
         baseline_trials: settings of logistic and lightgbm tried on the tuning stays, for each landmark and target; they
             have 6.
@@ -319,6 +321,7 @@ class FinetuningConfig:
     time_encoding: Literal["hours", "off"] = "hours"
     max_events: int = 1000
     baselines: list[str] = field(default_factory=lambda: ["mlp", "logistic"])
+    ensembles: list[str] = field(default_factory=list)
     baseline_epochs: int = 200
     baseline_trials: int = 6
     focal_gamma: float = 0.0
@@ -338,6 +341,8 @@ class FinetuningConfig:
         for name in self.baselines:
             _require(name in BASELINES, f"finetuning.baselines: {name!r} is not known; all are {', '.join(BASELINES)}")
         _require(len(set(self.baselines)) == len(self.baselines), "finetuning.baselines names one twice")
+        lone = sorted(set(self.ensembles) - set(self.baselines))
+        _require(not lone, f"finetuning.ensembles: {', '.join(lone)} must stand in finetuning.baselines too")
 
 
 @dataclass

@@ -17,7 +17,8 @@ from trajlm.subgroups import subgroup_rows
 
 CHOSEN_BY: dict[Kind, tuple[str, float]] = {"probability": ("auroc", 1.0), "hours": ("mae", -1.0)}
 PAIRED_COLUMNS: dict[str, pl.DataType] = {
-    "run": pl.String(), "against": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(),
+    "run": pl.String(), "arm": pl.String(), "against": pl.String(), "target": pl.String(), "landmark": pl.Float64(),
+    "metric": pl.String(),
     "value": pl.Float64(), "low": pl.Float64(), "high": pl.Float64(), "p_value": pl.Float64(), "stays": pl.Int64(),
 }  # fmt: skip
 
@@ -70,7 +71,7 @@ def paired(sequences: Sequence[Arm], statics: Sequence[Arm]) -> pl.DataFrame:
                     found = paired_rows(
                         beliefs, other, arm.run.stays, [(target, kind)], arm.run.resamples, 0, [landmark]
                     )
-                    rows += [{"run": arm.run.name, "against": best.title} | row for row in found]
+                    rows += [{"run": arm.run.name, "arm": arm.name, "against": best.title} | row for row in found]
     return pl.DataFrame(rows, schema=PAIRED_COLUMNS)
 
 

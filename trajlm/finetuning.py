@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trajlm.adapters import require_learning_adapters
-from trajlm.arms import BASELINE_ARMS, SEQUENCE, beliefs_path, print_headline, report_metrics, write_beliefs
+from trajlm.arms import BASELINE_ARMS, ENSEMBLES, SEQUENCE, beliefs_path, print_headline, report_metrics, write_beliefs
 from trajlm.assemble import build_encoders, build_trajectory_model, load_encoders, save_trajectory_model
 from trajlm.backbones import config_of, describe, starts_at_random
 from trajlm.baselines import tabular_beliefs
@@ -21,6 +21,7 @@ from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_te
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.ensemble import ensemble_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
@@ -136,7 +137,7 @@ def finetune(recipe: Recipe) -> Path:
         arms = train_baselines(work)
         arms = {SEQUENCE: train_sequence(work, encoders)} | arms
     if run.main:
-        _conclude(work, arms)
+        _conclude(work, arms | ensembles(work, arms))
     accelerator.wait_for_everyone()
     return run.path
 
@@ -240,6 +241,13 @@ def _tabular(work: Finetuning, name: str, path: Path) -> pl.DataFrame:
     )
     write_beliefs(path, beliefs)
     return beliefs
+
+
+def ensembles(work: Finetuning, arms: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """The sequence model averaged with every baseline that ``finetuning.ensembles`` names, by arm."""
+    tasks = build_tasks(work.recipe.finetuning.tasks)
+    chosen = [BASELINE_ARMS[name] for name in work.recipe.finetuning.ensembles]
+    return {ENSEMBLES[arm]: ensemble_beliefs(arms[SEQUENCE], arms[arm], tasks) for arm in chosen}
 
 
 def _conclude(work: Finetuning, arms: dict[str, pl.DataFrame]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, beliefs_path, landmarks_of
+from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, beliefs_path, is_sequence, landmarks_of
 from trajlm.calibration import fit_temperature, scaled
 from trajlm.checkpoint import read_run
 from trajlm.compared import load_runs
@@ -57,7 +57,7 @@ def arm_title(run: GridRun, name: str) -> str:
     A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither.
     """
     start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
-    of = run.arm if name == SEQUENCE else start if name.startswith("static_") else ""
+    of = run.arm if is_sequence(name) else start if name.startswith("static_") else ""
     return ", ".join(filter(None, [ARM_TITLES.get(name, name), of]))
 
 

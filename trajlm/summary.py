@@ -49,7 +49,11 @@ def differences(runs: Sequence[GridRun], out: Path) -> pl.DataFrame:
             paired.select(
                 pl.lit(split).alias("split"),
                 pl.Series("seed", [of[split, name].seed for name in names], dtype=pl.Int64),
-                pl.Series("arm", [of[split, name].arm for name in names], dtype=pl.String),
+                pl.Series(
+                    "arm",
+                    [arm_title(of[split, name], arm) for name, arm in zip(names, paired["arm"], strict=True)],
+                    dtype=pl.String,
+                ),
                 "target",
                 "landmark",
                 "metric",
