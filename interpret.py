@@ -27,7 +27,13 @@ def main() -> None:
     parser.add_argument(
         "--audit-stays", type=int, default=256, help="held-out stays ablated for the cohort's tables (0: all)"
     )
-    parser.add_argument("--notes", action="store_true", help="show the text of notes (default: only their length)")
+    parser.add_argument(
+        "--against", metavar="RUN2", help="a second run on the same prepared folder, shown beside the first"
+    )
+    parser.add_argument(
+        "--figures", nargs="*", choices=["png", "svg"], default=["png", "svg"], help="files to write of every figure"
+    )
+    parser.add_argument("--show-notes", action="store_true", help="show the text of notes (default: only their length)")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments = vars(parser.parse_args())
     arguments.pop("debug")

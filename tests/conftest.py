@@ -109,7 +109,7 @@ def run(workplace: Path, prepared_folder: Path, encoders_run: Path) -> Path:
 @pytest.fixture(scope="session")
 def report(workplace: Path, run: Path) -> Path:
     """The folder that interpret.py wrote about the run."""
-    command("interpret.py", "--run", run, "--stays-shown", 2, "--out", workplace / "report")
+    command("interpret.py", "--run", run, "--stays-shown", 2, "--figures", "--out", workplace / "report")
     return workplace / "report"
 
 

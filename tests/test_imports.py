@@ -52,7 +52,7 @@ ORDER = [
     ["evidence", "typeset"],
     ["pooling"],
     ["report"],
-    ["compare", "summary", "result_tables"],
+    ["compare", "summary", "inspector", "result_tables"],
     ["experiment"],
     ["results"],
     ["export_tables"],

@@ -355,7 +355,7 @@ def test_preparation_killed_and_repeated_ends_the_same(raw, prepared_folder, tmp
 
 def test_a_report_killed_and_repeated_ends_the_same(run, report, tmp_path):
     out = tmp_path / "report"
-    same = ["interpret.py", "--run", run, "--stays-shown", 2, "--out", out]
+    same = ["interpret.py", "--run", run, "--stays-shown", 2, "--figures", "--out", out]
     killed(tmp_path, "trajlm.interpret.ablation:anchoring", "before", 1, *same)
     assert not (out / "index.html").exists()
     assert list(out.rglob("*.parquet")), "the ablations were not kept"

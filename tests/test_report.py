@@ -1,5 +1,6 @@
 import base64
 import csv
+import html
 import json
 import math
 import re
@@ -97,10 +98,10 @@ def test_hostile_text_stays_text(rendered):
     data = [a for a, _ in elements.named("script") if a.get("type") == "application/json"]
     code = [a for a, _ in elements.named("script") if not a]
     assert len(data) == 2
-    assert len(code) == 2
-    assert len(elements.named("script")) == 4
+    assert len(code) == 1 + len(report_page.SCRIPTS)
+    assert len(elements.named("script")) == len(data) + len(code)
     assert not elements.named("img")
-    assert elements.named("h1")[0][1].strip() == HOSTILE
+    assert f'<a href="#glance">{html.escape(HOSTILE, quote=True).replace("&quot;", "&#34;")}</a></h1>' in rendered
     assert elements.named("title")[0][1].strip() == HOSTILE
     assert HOSTILE not in rendered
 
@@ -162,7 +163,7 @@ def test_a_stay_of_two_thousand_events_stays_small():
     assert 300 < len(weights) <= 400
     assert positions["kind"].n_unique() == 2
     page = StayPage(1, "train", {}, stay_page(1, 5).trajectory, attention)
-    assert len(json.dumps(stay_data(page, TARGETS))) < 400_000
+    assert len(json.dumps(stay_data(page, TARGETS))) < 900_000
 
 
 def test_movers_are_the_largest_changes():
@@ -205,10 +206,10 @@ def test_main_metrics_stand_first_and_the_paired_difference_under_them():
     table = metrics_table(pl.DataFrame(rows, schema=names, orient="row"), TARGETS[1], difference())
     assert [block.title for block in table.blocks] == ["MAE", "Spearman rho"]
     assert [block.title for block in table.folded] == ["MSE", "Pearson r"]
-    assert "same stays: MAE −1.700; MSE −310.0 [−620.0, +12.0]." in table.note
+    assert "same stays. static MLP (late fusion): MAE −1.700, MSE −310.0 [−620.0, +12.0]." in table.note
     assert metrics_table(example_report().metrics, TARGETS[0], difference().head(0)).note == ""
     shown = render(example_report([]))
-    assert "AUROC +0.021 [+0.004, +0.037]; AUPRC −0.012 [−0.050, +0.030]" in shown
+    assert "AUROC +0.021 [+0.004, +0.037], AUPRC −0.012 [−0.050, +0.030]; trees: AUROC −0.010 [−0.020, +0.010]" in shown
 
 
 def test_ablations_are_compared_with_nothing_ablated():
@@ -292,7 +293,7 @@ def test_modalities_never_share_both_colour_and_shape():
 
 def test_every_table_is_written_whole(tmp_path):
     report = example_report()
-    assert write_report(report, tmp_path) == tmp_path / "index.html"
+    assert write_report(report, tmp_path, figures=()) == tmp_path / "index.html"
     assert {p.stem for p in (tmp_path / "tables").iterdir()} == {
         "metrics", "calibration", "presence", "retrieval", "silhouette", "training", "stages", "accounting",
         "anchoring", "difference", "ablation", "trajectories", "moved_most",
@@ -304,23 +305,23 @@ def test_every_table_is_written_whole(tmp_path):
     runs = [run for s in report.stays for run in (s.trajectory, *(a.trajectory for a in s.ablations.values()))]
     assert len(rows) == sum(run.height for run in runs)
     assert [float(r["belief_mortality"]) for r in rows[:28]] == runs[0]["belief_mortality"].to_list()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "tables"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "index.html", "tables"]
 
 
 def test_the_page_appears_last(tmp_path, monkeypatch):
-    write_report(example_report([]), tmp_path)
+    write_report(example_report([]), tmp_path, figures=())
 
     def disk_full(report, folder):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(report_page, "write_tables", disk_full)
     with pytest.raises(TrajlmError, match="No space left"):
-        write_report(example_report([]), tmp_path)
+        write_report(example_report([]), tmp_path, figures=())
     assert not (tmp_path / "index.html").exists()
 
 
 def test_a_report_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch):
-    page = write_report(example_report([]), tmp_path)
+    page = write_report(example_report([]), tmp_path, figures=())
     before = page.read_bytes()
     monkeypatch.setattr(report_page, "summary_figures", lambda report: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -374,4 +375,8 @@ def test_a_table_without_its_columns_is_refused():
 
 def test_templates_are_installed_with_the_package():
     folder = Path(report_page.__file__).parent / "templates"
-    assert {p.name for p in folder.iterdir()} == {"report.html", "audit.html", "macros.html", "report.css", "report.js"}
+    assert {p.name for p in folder.iterdir()} == {
+        "report.html", "cohort.html", "stay.html", "audit.html", "macros.html", "report.css",
+        "draw.js", "timeline.js", "attention.js", "stay.js", "report.js", "inspect.html", "inspect.js",
+        "alignment.html",
+    }  # fmt: skip

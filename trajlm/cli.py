@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     backbones.add_argument("--stays", type=int, default=8, help="stays per step, for --memory (default 8)")
     backbones.add_argument("--events", type=int, default=256, help="events of a stay, for --memory (default 256)")
 
+    inspect = add("inspect", "Open a page on this machine alone, on which a stay can be edited and its belief moves.")
+    inspect.add_argument("--run", required=True, help="run folder of finetune.py")
+    inspect.add_argument("--data", help="prepared folder, if it moved since fine-tuning")
+    inspect.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
+    inspect.add_argument(
+        "--show-notes", action="store_true", help="show the text of notes (default: only their length)"
+    )
+
     compare = add(
         "compare", "Put runs side by side: held-out figures with intervals, as Markdown, LaTeX, CSV and plots."
     )
@@ -192,6 +200,10 @@ def _run(arguments: argparse.Namespace) -> None:
             from trajlm.presets import table
 
             print(table())
+    elif arguments.command == "inspect":
+        from trajlm.inspector.server import inspect
+
+        inspect(Path(arguments.run), arguments.data, arguments.port, arguments.show_notes)
     elif arguments.command == "compare":
         from trajlm.compare import compare
 

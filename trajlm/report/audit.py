@@ -80,6 +80,7 @@ def render_audit(found: Audit) -> str:
     return render_page(
         "audit.html",
         shared,
+        ("draw.js",),
         headline=headline(found),
         warnings=warnings(found),
         facts=facts(found),

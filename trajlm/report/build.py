@@ -16,7 +16,8 @@ from trajlm.dataset import Prepared
 from trajlm.interpret.attention import StayAttention
 from trajlm.metrics import beliefs_at_landmark, reliability_curve
 from trajlm.report.contents import ABLATION_COLUMNS, DIFFERENCE_COLUMNS
-from trajlm.report.page import AblatedStay, AttentionMap, Report, StayPage, TargetInfo
+from trajlm.report.page import AblatedStay, AgainstStay, AttentionMap, Report, StayPage, TargetInfo
+from trajlm.report.values import event_values
 from trajlm.schema import HELD_OUT, SPLITS, Timeline
 from trajlm.trajectory import TrajectoryModel
 
@@ -26,13 +27,31 @@ STAGE_TITLES = ARM_TITLES | {"alignment": "pretraining (alignment)"}
 
 
 @dataclass(frozen=True)
+class RunFindings:
+    """How one run reads a stay: beliefs and attention, and the same without each of some modalities."""
+
+    trajectory: pl.DataFrame
+    attention: StayAttention | None
+    ablated: dict[str, tuple[pl.DataFrame, StayAttention | None]]
+
+
+@dataclass(frozen=True)
 class StayFindings:
-    """What was found of one stay: beliefs and attention, and the same without each of some modalities."""
+    """What was found of one stay, by the run and by the run it is compared with."""
 
     timeline: Timeline
-    trajectory: pl.DataFrame
-    attention: StayAttention
-    ablated: dict[str, tuple[pl.DataFrame, StayAttention]]
+    own: RunFindings
+    against: RunFindings | None = None
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """The run that a report compares with: its name, its metrics and, per stay and ablation, what moved."""
+
+    name: str
+    run: Path
+    metrics: dict[str, Any]
+    changes: pl.DataFrame
 
 
 def build_report(
@@ -45,6 +64,7 @@ def build_report(
     findings: Sequence[StayFindings],
     pretraining: dict[str, Any] | None,
     history: Sequence[dict[str, Any]],
+    other: OtherRun | None = None,
 ) -> Report:
     """Everything the page shows, from what the run folder and the analyses hold."""
     environment = json.loads((run / "environment.json").read_text())
@@ -54,13 +74,11 @@ def build_report(
     return Report(
         title=f"Beliefs of a trajectory model on {manifest['release']}",
         subtitle=_sentence(metrics["description"]),
-        targets=[
-            TargetInfo(t["name"], t["title"].capitalize(), UNITS[t["kind"]], t["kind"]) for t in metrics["targets"]
-        ],
+        targets=target_infos(metrics),
         facts=_facts(run, prepared, environment, metrics, pretraining),
         warnings=_warnings(prepared, metrics, read_run(run)["recipe"]["finetuning"]),
-        metrics=_arm_metrics(metrics),
-        calibration=_calibration(run, prepared, metrics),
+        metrics=_arm_metrics(metrics, other),
+        calibration=_calibration(run, prepared, metrics, other),
         presence=_presence(manifest),
         retrieval=pl.DataFrame(held_out["recall_by_pair"]) if held_out else None,
         silhouette=held_out["silhouette"] if held_out else None,
@@ -71,8 +89,15 @@ def build_report(
         difference=_difference(metrics),
         ablation=_ablation(ablation),
         details=_details(environment),
-        stays=[_page(found, metrics) for found in findings],
+        stays=[_page(found, metrics, model) for found in findings],
+        against=None if other is None else other.name,
+        anchoring_against=None if other is None else other.changes,
     )
+
+
+def target_infos(metrics: dict[str, Any]) -> list[TargetInfo]:
+    """What a run believes in, from its ``metrics.json``, as a reader meets it."""
+    return [TargetInfo(t["name"], t["title"].capitalize(), UNITS[t["kind"]], t["kind"]) for t in metrics["targets"]]
 
 
 def _facts(
@@ -131,10 +156,23 @@ def _landmark(hours: float | None) -> str:
     return "end of window" if hours is None else f"{hours:g} h"
 
 
-def _arm_metrics(metrics: dict[str, Any]) -> pl.DataFrame:
+def _arms(metrics: dict[str, Any], other: OtherRun | None) -> dict[str, list[dict[str, Any]]]:
+    """Held-out rows of every arm by its title; of the run compared with, the sequence model's."""
+    arms = {ARM_TITLES.get(arm, arm): rows for arm, rows in metrics["arms"][HELD_OUT].items()}
+    if other is not None:
+        arms[other_title(other)] = other.metrics["arms"][HELD_OUT]["sequence"]
+    return arms
+
+
+def other_title(other: OtherRun) -> str:
+    """The arm under which the run compared with stands in tables and figures."""
+    return f"{ARM_TITLES['sequence']} of {other.name}"
+
+
+def _arm_metrics(metrics: dict[str, Any], other: OtherRun | None) -> pl.DataFrame:
     frames = []
-    for arm, rows in metrics["arms"][HELD_OUT].items():
-        named = [row | {"arm": ARM_TITLES.get(arm, arm), "landmark": _landmark(row["landmark"])} for row in rows]
+    for arm, rows in _arms(metrics, other).items():
+        named = [row | {"arm": arm, "landmark": _landmark(row["landmark"])} for row in rows]
         frames.append(_metric_rows(named))
     return pl.concat(frames)
 
@@ -142,9 +180,8 @@ def _arm_metrics(metrics: dict[str, Any]) -> pl.DataFrame:
 def _difference(metrics: dict[str, Any]) -> pl.DataFrame:
     schema = {name: pl.Float64() if name in ("value", "low", "high") else pl.String() for name in DIFFERENCE_COLUMNS}
     last = [row for row in metrics["difference"] if row["landmark"] is None]
-    first = next((row["against"] for row in last), None)  # the page's one line is on the first baseline
-    shown = [row for row in last if row["against"] == first]
-    return pl.DataFrame([{name: row[name] for name in schema} for row in shown], schema=schema)
+    named = [row | {"against": ARM_TITLES.get(row["against"], row["against"])} for row in last]
+    return pl.DataFrame([{name: row[name] for name in schema} for row in named], schema=schema)
 
 
 def _ablation(ablation: pl.DataFrame) -> pl.DataFrame:
@@ -159,11 +196,14 @@ def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame([{name: row[name] for name in schema} for row in rows], schema=schema)
 
 
-def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any]) -> pl.DataFrame:
+def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any], other: OtherRun | None) -> pl.DataFrame:
     """Reliability of every arm's last held-out beliefs, probabilities only."""
     rows = []
-    for arm in metrics["arms"][HELD_OUT]:
-        beliefs = pl.read_parquet(beliefs_path(run, arm)).filter(pl.col("split") == HELD_OUT)
+    files = {ARM_TITLES.get(arm, arm): beliefs_path(run, arm) for arm in metrics["arms"][HELD_OUT]}
+    if other is not None:
+        files[other_title(other)] = beliefs_path(other.run, "sequence")
+    for arm, path in files.items():
+        beliefs = pl.read_parquet(path).filter(pl.col("split") == HELD_OUT)
         last = beliefs_at_landmark(beliefs, prepared.stays, None)
         for target in (t["name"] for t in metrics["targets"] if t["kind"] == "probability"):
             known = last.filter(pl.col(f"target_{target}").is_not_null())
@@ -171,7 +211,7 @@ def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any]) -> pl.D
             for i, (mean, observed, count) in enumerate(
                 zip(curve.belief_mean, curve.observed, curve.count, strict=True)
             ):
-                rows.append((ARM_TITLES[arm], target, i, float(mean), float(observed), int(count)))
+                rows.append((arm, target, i, float(mean), float(observed), int(count)))
     columns = ["arm", "target", "bin", "belief_mean", "observed", "stays"]
     return pl.DataFrame(rows, schema=columns, orient="row")
 
@@ -199,20 +239,29 @@ def _accounting(manifest: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["table", "read", "kept", "rejected"], orient="row")
 
 
-def _page(found: StayFindings, metrics: dict[str, Any]) -> StayPage:
-    def attention(one: StayAttention) -> AttentionMap:
-        return AttentionMap(one.weights, one.positions)
-
+def _page(found: StayFindings, metrics: dict[str, Any], model: TrajectoryModel) -> StayPage:
     names = [t["name"] for t in metrics["targets"]]
     columns = ["event_index", "hours_since_admission", "modality", "summary"]
     columns += [f"{prefix}_{name}" for name in names for prefix in ("belief", "change")]
+
+    def seen(frame: pl.DataFrame, attention: StayAttention | None) -> AblatedStay:
+        map_ = None if attention is None else AttentionMap(attention.weights, attention.positions)
+        return AblatedStay(frame.select(columns), map_)
+
+    def without(run: RunFindings) -> dict[str, AblatedStay]:
+        return {name: seen(*one) for name, one in run.ablated.items()}
+
+    own, other = seen(found.own.trajectory, found.own.attention), None
+    if found.against is not None:
+        whole = seen(found.against.trajectory, found.against.attention)
+        other = AgainstStay(whole.trajectory, whole.attention, without(found.against))
     return StayPage(
         stay_id=found.timeline.stay_id,
         split=found.timeline.split,
         targets={name: found.timeline.targets.get(name) for name in names},
-        trajectory=found.trajectory.select(columns),
-        attention=attention(found.attention),
-        ablations={
-            name: AblatedStay(frame.select(columns), attention(one)) for name, (frame, one) in found.ablated.items()
-        },
+        trajectory=own.trajectory,
+        attention=own.attention,
+        ablations=without(found.own),
+        values=event_values(model, found.timeline),
+        against=other,
     )

@@ -24,10 +24,11 @@ ACCOUNTING_COLUMNS = ("table", "read", "kept", "rejected")
 ANCHORING_COLUMNS = (
     "stay_id", "ablated", "target", "share_before", "share_after", "belief_before", "belief_after",
 )  # fmt: skip
-DIFFERENCE_COLUMNS = ("target", "metric", "value", "low", "high")
+DIFFERENCE_COLUMNS = ("against", "target", "metric", "value", "low", "high")
 ABLATION_COLUMNS = ("ablated", "target", "metric", "value", "low", "high", "stays", "positives")
 POSITION_COLUMNS = ("position", "kind", "modality", "hours_since_admission")
 TRAJECTORY_COLUMNS = ("event_index", "hours_since_admission", "modality", "summary")
+VALUE_COLUMNS = ("event_index", "feature", "value", "unit")
 
 
 def require_columns(frame: pl.DataFrame, columns: tuple[str, ...], what: str) -> None:
@@ -95,11 +96,24 @@ class AblatedStay:
 
     Attributes:
         trajectory: as in StayPage, of the remaining events.
-        attention: over the remaining positions.
+        attention: over the remaining positions; None for a backbone that has none.
     """
 
     trajectory: pl.DataFrame
-    attention: AttentionMap
+    attention: AttentionMap | None
+
+
+@dataclass(frozen=True)
+class AgainstStay:
+    """The same stay as another run reads it.
+
+    Attributes:
+        trajectory, attention, ablations: as in StayPage.
+    """
+
+    trajectory: pl.DataFrame
+    attention: AttentionMap | None
+    ablations: dict[str, AblatedStay] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,16 +126,29 @@ class StayPage:
         targets: what happened, by target; None where unknown.
         trajectory: one row per event: event_index, hours_since_admission, modality, summary, and for each target t
             belief_<t> and change_<t> (against the belief before the event; null for the first).
-        attention: over events and read-outs.
+        attention: over events and read-outs; None for a backbone that has none.
         ablations: the same stay without one modality, by modality.
+        values: VALUE_COLUMNS, every measurement behind every event; value is null for a category.
+        against: the same of the run that this one is compared with.
     """
 
     stay_id: int
     split: str
     targets: dict[str, float | None]
     trajectory: pl.DataFrame
-    attention: AttentionMap
+    attention: AttentionMap | None
     ablations: dict[str, AblatedStay] = field(default_factory=dict)
+    values: pl.DataFrame | None = None
+    against: AgainstStay | None = None
+
+    @property
+    def trajectories(self) -> dict[str, pl.DataFrame]:
+        """Every trajectory of the page, by what a message would call it."""
+        found = {"": self.trajectory} | {f" without {m}": a.trajectory for m, a in self.ablations.items()}
+        if self.against is not None:
+            found[" of the other run"] = self.against.trajectory
+            found |= {f" of the other run without {m}": a.trajectory for m, a in self.against.ablations.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -140,12 +167,15 @@ class Report:
         silhouette: overall and by modality.
         training: TRAINING_COLUMNS. stages: STAGE_COLUMNS. accounting: ACCOUNTING_COLUMNS, in rows of the raw tables.
         anchoring: ANCHORING_COLUMNS; share of the read-outs' attention that lies on demographics.
-        difference: DIFFERENCE_COLUMNS; sequence model minus static baseline at the end of the window, paired on the
-            same stays.
+        difference: DIFFERENCE_COLUMNS; sequence model minus another arm (``against``, its title) at the end of the
+            window, paired on the same stays.
         ablation: ABLATION_COLUMNS; metrics at the end of the window with a modality ablated from every held-out stay
             that holds it; one row per target and metric has ``ablated`` NOTHING: what the others are compared with.
         details: label and value of what few readers need: versions, hardware.
         stays: the stays with a page of their own.
+        against: name of the run that this one is compared with; its rows of ``metrics`` and ``calibration`` are one
+            more arm.
+        anchoring_against: as ``anchoring``, of that run.
 
     Raises:
         TrajlmError: a table lacks a column, a stay lacks a target's belief, or an ablation has nothing to be compared
@@ -170,6 +200,8 @@ class Report:
     ablation: pl.DataFrame | None = None
     details: list[tuple[str, str]] = field(default_factory=list)
     stays: list[StayPage] = field(default_factory=list)
+    against: str | None = None
+    anchoring_against: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         tables = (
@@ -181,6 +213,7 @@ class Report:
             ("stages", self.stages, STAGE_COLUMNS),
             ("accounting", self.accounting, ACCOUNTING_COLUMNS),
             ("anchoring", self.anchoring, ANCHORING_COLUMNS),
+            ("anchoring of the other run", self.anchoring_against, ANCHORING_COLUMNS),
             ("difference", self.difference, DIFFERENCE_COLUMNS),
             ("ablation", self.ablation, ABLATION_COLUMNS),
         )
@@ -196,17 +229,18 @@ class Report:
                 raise TrajlmError(f"ablation: no row says what {metric} of {target} is with {NOTHING} ablated")
         beliefs = tuple(f"{prefix}_{t.name}" for t in self.targets for prefix in ("belief", "change"))
         for stay in self.stays:
-            require_columns(stay.trajectory, TRAJECTORY_COLUMNS + beliefs, f"stay {stay.stay_id}, trajectory")
-            for modality, ablated in stay.ablations.items():
-                what = f"stay {stay.stay_id} without {modality}, trajectory"
-                require_columns(ablated.trajectory, TRAJECTORY_COLUMNS + beliefs, what)
+            for which, frame in stay.trajectories.items():
+                require_columns(frame, TRAJECTORY_COLUMNS + beliefs, f"stay {stay.stay_id}{which}, trajectory")
+            if stay.values is not None:
+                require_columns(stay.values, VALUE_COLUMNS, f"stay {stay.stay_id}, values")
 
     @property
     def modalities(self) -> list[str]:
         """Every modality that a stay's page shows or ablates, in alphabetical order."""
         names: set[str] = set()
         for stay in self.stays:
-            names |= set(stay.trajectory["modality"].unique()) | set(stay.ablations)
+            names |= {name for frame in stay.trajectories.values() for name in frame["modality"].unique()}
+            names |= set(stay.ablations)
         if self.anchoring is not None:
             names |= set(self.anchoring["ablated"].unique())
         if self.ablation is not None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from trajlm.errors import TrajlmError
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, shared: dict[str, Any], **values: Any) -> str:
+def render_page(template: str, shared: dict[str, Any], scripts: Sequence[str], **values: Any) -> str:
     """A page of ``templates/`` as HTML; everything in ``values`` is escaped, but for our own script and style.
 
     Args:
-        shared: what the page's script reads: ``figures`` by key among it.
+        template: its file.
+        shared: what the page's scripts read: ``figures`` by key among it.
+        scripts: files of ``templates/`` to run, in order, after Plotly.
+        values: what else the template shows.
     """
-    scripts = [_script(get_plotlyjs()), _script((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
+    texts = [_script(get_plotlyjs()), *(_script((TEMPLATES / name).read_text(encoding="utf-8")) for name in scripts)]
     return render_still(
         template,
-        scripts=scripts,
+        scripts=texts,
         # Only scripts of exactly these contents may run: markup that slipped in from a record could not.
-        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts),
+        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in texts),
         shared=inline_json(shared),
         **values,
     )

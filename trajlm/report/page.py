@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from trajlm.errors import TrajlmError
-from trajlm.report.contents import AblatedStay, AttentionMap, Report, StayPage, TargetInfo
-from trajlm.report.figures import summary_figures
+from trajlm.report.contents import AblatedStay, AgainstStay, AttentionMap, Report, StayPage, TargetInfo
+from trajlm.report.figures import Figure, summary_figures
+from trajlm.report.glance import SPARK_HEIGHT, SPARK_WIDTH, cards, outcome, stay_lines
 from trajlm.report.inline import inline_json, render_page
 from trajlm.report.missing import ablation_figures, ablation_table
+from trajlm.report.static import KINDS, write_figures
 from trajlm.report.stays import stay_data
-from trajlm.report.style import base_layout, modality_styles
+from trajlm.report.style import ATTENTION_COLORS, base_layout, modality_styles
 from trajlm.report.tables import (
     Table,
     anchoring_table,
     combination_label,
     metrics_table,
     name_label,
-    number,
     plain_table,
     retrieval_table,
     write_tables,
 )
 
-__all__ = ["AblatedStay", "AttentionMap", "Report", "StayPage", "TargetInfo", "write_report"]
+__all__ = ["AblatedStay", "AgainstStay", "AttentionMap", "Report", "StayPage", "TargetInfo", "write_report"]
 
 
-def write_report(report: Report, out: Path) -> Path:
-    """Write ``out/tables/*.csv`` and then ``out/index.html``, and return the latter.
+SCRIPTS = ("draw.js", "timeline.js", "attention.js", "stay.js", "report.js")
+
+
+def write_report(report: Report, out: Path, figures: Sequence[str] = KINDS) -> Path:
+    """Write ``out/tables/*.csv``, ``out/figures/*.png`` and ``.svg``, and then ``out/index.html``; return the latter.
 
     The page is one file: styles, scripts (Plotly once) and data are inside, and its content policy forbids the browser
-    to load anything else. While ``index.html`` is there, it and the tables are whole and of one report.
+    to load anything else. While ``index.html`` is there, it, the tables and the figures are whole and of one report.
+
+    Args:
+        report: what to show.
+        out: folder to write.
+        figures: kinds of file to write every figure as: png, svg.
 
     Raises:
         TrajlmError: ``out`` cannot be written.
     """
-    text = render(report)
+    drawn = _figures(report)
+    text = render(report, drawn)
     page = out / "index.html"
     partial = out / "index.html.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
         page.unlink(missing_ok=True)
         write_tables(report, out / "tables")
+        if figures:
+            write_figures(report, [f for section in drawn.values() for f in section], out / "figures", figures)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, page)
     except OSError as error:
@@ -54,25 +66,38 @@ def write_report(report: Report, out: Path) -> Path:
     return page
 
 
-def render(report: Report) -> str:
+def _figures(report: Report) -> dict[str, list[Figure]]:
+    return summary_figures(report) | {"ablation": ablation_figures(report)}
+
+
+def render(report: Report, figures: dict[str, list[Figure]] | None = None) -> str:
     """The page as HTML. Everything but our own script and style is escaped."""
-    figures = summary_figures(report) | {"ablation": ablation_figures(report)}
+    figures = _figures(report) if figures is None else figures
     shared = {
         "layout": base_layout(),
         "figures": {f.key: f.spec for section in figures.values() for f in section},
         "modalities": modality_styles(report.modalities),
         "targets": [{"name": t.name, "title": t.title, "unit": t.unit, "kind": t.kind} for t in report.targets],
+        "against": report.against,
+        "attention_colors": ATTENTION_COLORS,
     }
     return render_page(
         "report.html",
         shared,
+        SCRIPTS,
         report=report,
         figures=figures,
         tables=_tables(report),
+        cards=cards(report),
+        lines=stay_lines(report),
+        spark={"width": SPARK_WIDTH, "height": SPARK_HEIGHT},
         stays=[inline_json(stay_data(stay, report.targets)) for stay in report.stays],
         ablatable=sorted({name for stay in report.stays for name in stay.ablations}),
         label=name_label,
-        outcomes=[_outcomes(stay, report.targets) for stay in report.stays],
+        outcomes=[
+            "; ".join(f"{target.title}: {outcome(stay, target)}" for target in report.targets[:2])
+            for stay in report.stays
+        ],
     )
 
 
@@ -90,6 +115,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "retrieval": None if report.retrieval is None else retrieval_table(report.retrieval),
         "silhouette": None,
         "anchoring": None,
+        "anchoring_against": None,
         "accounting": None,
         "stages": None,
     }
@@ -99,6 +125,8 @@ def _tables(report: Report) -> dict[str, Any]:
         tables["silhouette"] = plain_table(scores, "Silhouette score", {"of": "Latents of", "score": "score"})
     if report.anchoring is not None and not report.anchoring.is_empty():
         tables["anchoring"] = anchoring_table(report.anchoring, report.targets)
+    if report.anchoring_against is not None and not report.anchoring_against.is_empty():
+        tables["anchoring_against"] = anchoring_table(report.anchoring_against, report.targets)
     if report.accounting is not None:
         titles = {"table": "Table", "read": "rows read", "kept": "kept", "rejected": "rejected"}
         tables["accounting"] = plain_table(report.accounting, "Rows of the raw tables", titles)
@@ -120,17 +148,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _outcomes(stay: StayPage, targets: list[TargetInfo]) -> str:
-    """What happened, in words, for the list of stays."""
-    words = []
-    for target in targets:
-        value = stay.targets.get(target.name)
-        if value is None or not math.isfinite(value):
-            words.append(f"{target.title}: unknown")
-        elif target.kind == "probability":
-            words.append(f"{target.title}: {'yes' if value else 'no'}")
-        else:
-            words.append(f"{target.title}: {number(value)} {target.unit}".strip())
-    return "; ".join(words)

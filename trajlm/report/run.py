@@ -29,9 +29,9 @@ from trajlm.interpret.attention import StayAttention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
 from trajlm.latents import Latents
 from trajlm.metrics import evaluate
-from trajlm.report.build import StayFindings, build_report
+from trajlm.report.build import OtherRun, RunFindings, StayFindings, build_report
 from trajlm.report.page import write_report
-from trajlm.schema import HELD_OUT
+from trajlm.schema import HELD_OUT, Timeline
 from trajlm.training import history
 from trajlm.trajectory import TrajectoryModel
 
@@ -48,7 +48,9 @@ class InterpretConfig:
         ablate: modalities to ablate; none ablates every one in turn.
         stays_shown: how many stays to show when none is named.
         audit_stays: how many held-out stays to ablate for the cohort's tables, drawn by the run's seed; 0 is all.
-        notes: show the text of notes. By default a report carries no note text.
+        against: run folder of a second run on the same prepared folder, shown beside the first.
+        figures: kinds of file to write every figure as, beside the page: png, svg.
+        show_notes: show the text of notes. By default a report carries no note text.
     """
 
     run: str
@@ -58,53 +60,112 @@ class InterpretConfig:
     ablate: list[str] = field(default_factory=list)
     stays_shown: int = 6
     audit_stays: int = 256
-    notes: bool = False
+    against: str | None = None
+    figures: list[str] = field(default_factory=lambda: ["png", "svg"])
+    show_notes: bool = False
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A finished run of finetune.py, as it lies on disk and as a model."""
+
+    folder: Path
+    about: dict[str, Any]
+    metrics: dict[str, Any]
+    model: TrajectoryModel
+
+
+def open_run(folder: Path, data: str | None) -> tuple[OpenedRun, Prepared]:
+    """A run and the prepared folder it was made from; ``data`` says where that lies now, if it moved.
+
+    Raises:
+        TrajlmError: fine-tuning has not finished there, or the prepared folder is another.
+    """
+    about = read_run(folder)
+    if not (folder / "metrics.json").exists():
+        raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
+    prepared = load_prepared(data or about["recipe"]["data"])
+    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
+        raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return OpenedRun(folder, about, metrics, load_trajectory_model(folder)), prepared
 
 
 def interpret(config: InterpretConfig) -> Path:
     """Write the report of a run and return its page."""
-    run = Path(config.run)
-    about = read_run(run)
-    if not (run / "metrics.json").exists():
-        raise TrajlmError(f"{run}: fine-tuning has not finished there; run finetune.py again to resume it")
-    prepared = load_prepared(config.data or about["recipe"]["data"])
-    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
-        raise TrajlmError(f"{prepared.folder} is not what {run} was made from; name the right folder with --data")
-    model = load_trajectory_model(run)
+    opened, prepared = open_run(Path(config.run), config.data)
+    other = None if config.against is None else _other_run(Path(config.against), opened, prepared)
+    model, about = opened.model, opened.about
     modalities = config.ablate or list(model.encoders.modalities)
     unknown = sorted(set(modalities) - set(model.encoders.modalities))
     if unknown:
         raise TrajlmError(f"--ablate {unknown[0]}: the model reads {', '.join(model.encoders.modalities)}")
     for stay in config.stay:
         prepared.position(stay)
-    held_out = pl.read_parquet(run / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
+    beliefs = pl.read_parquet(opened.folder / "beliefs.parquet")
+    held_out = beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
     held_out = _audited(held_out, config.audit_stays, about["recipe"]["seed"])
-    ablations = _ablations(model, prepared, run, held_out, modalities, Path(config.out))
+    ablations = _ablations(opened, prepared, held_out, modalities, Path(config.out))
     changes = anchoring(ablations, model.targets)
+    beside = None
+    if other is not None:
+        found = _ablations(other, prepared, held_out, _known(other, modalities), Path(config.out))
+        name = _other_name(other.folder, opened.folder)
+        beside = OtherRun(name, other.folder, other.metrics, anchoring(found, other.model.targets))
     shown = config.stay or most_divergent_stays(changes, model.targets[0], config.stays_shown)
     findings = [
-        stay_findings(model, prepared, stay, modalities, config.notes)
+        stay_findings(model, prepared, stay, modalities, config.show_notes, other.model if other else None)
         for stay in tqdm(shown, desc="stays", unit="stay")
     ]
-    metrics = json.loads((run / "metrics.json").read_text())
-    figures = ablation_metrics(ablations, modalities, prepared, metrics["targets"], about["recipe"])
-    report = build_report(run, prepared, model, metrics, figures, changes, findings, _pretraining(about), _history(run))
-    page = write_report(report, Path(config.out))
+    figures = ablation_metrics(ablations, modalities, prepared, opened.metrics["targets"], about["recipe"])
+    report = build_report(
+        opened.folder, prepared, model, opened.metrics, figures, changes, findings, _pretraining(about),
+        _history(opened.folder), beside,
+    )  # fmt: skip
+    page = write_report(report, Path(config.out), config.figures)
     print(f"report: {page}")
     return page
 
 
+def _other_run(folder: Path, opened: OpenedRun, prepared: Prepared) -> OpenedRun:
+    """The run of ``--against``, checked to be comparable."""
+    other, _ = open_run(folder, str(prepared.folder))
+    if other.model.targets != opened.model.targets:
+        raise TrajlmError(
+            f"--against {folder}: expected the targets {', '.join(opened.model.targets)}, it believes in "
+            f"{', '.join(other.model.targets)}"
+        )
+    return other
+
+
+def _other_name(folder: Path, beside: Path) -> str:
+    """What a reader calls the other run: its folder, with the folder above where both are named alike."""
+    own = folder.resolve()
+    return own.name if own.name != beside.resolve().name else f"{own.parent.name}/{own.name}"
+
+
+def _known(opened: OpenedRun, modalities: Sequence[str]) -> list[str]:
+    return [name for name in modalities if name in opened.model.encoders.modalities]
+
+
 def stay_findings(
-    model: TrajectoryModel, prepared: Prepared, stay_id: int, modalities: Sequence[str], notes: bool = False
+    model: TrajectoryModel,
+    prepared: Prepared,
+    stay_id: int,
+    modalities: Sequence[str],
+    notes: bool = False,
+    other: TrajectoryModel | None = None,
 ) -> StayFindings:
-    """Beliefs and attention of one stay, with nothing and with each modality ablated."""
+    """Beliefs and attention of one stay, with nothing and with each modality ablated; and as ``other`` reads it."""
     timeline = prepared.timeline(stay_id)
 
-    def look(one: Any) -> tuple[pl.DataFrame, StayAttention]:
-        return belief_trajectory(model, one, notes), stay_attention(model, model.encode_timeline(one))
+    def read(one: TrajectoryModel) -> RunFindings:
+        def look(part: Timeline) -> tuple[pl.DataFrame, StayAttention]:
+            return belief_trajectory(one, part, notes), stay_attention(one, one.encode_timeline(part))
 
-    ablated = {name: look(one) for name, one in ablated_timelines(timeline, modalities).items()}
-    return StayFindings(timeline, *look(timeline), ablated)
+        return RunFindings(*look(timeline), {m: look(t) for m, t in ablated_timelines(timeline, modalities).items()})
+
+    return StayFindings(timeline, read(model), None if other is None else read(other))
 
 
 def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
@@ -112,9 +173,10 @@ def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
 
 
 def _ablations(
-    model: TrajectoryModel, prepared: Prepared, run: Path, stays: pl.Series, modalities: Sequence[str], out: Path
+    opened: OpenedRun, prepared: Prepared, stays: pl.Series, modalities: Sequence[str], out: Path
 ) -> pl.DataFrame:
     """The cohort's ablations; kept in ``out`` chunk by chunk, so that an interrupted report goes on."""
+    run, model = opened.folder, opened.model
     latents = Latents(run / "latents", prepared, model.encoders.modalities)
     positions = np.array([prepared.position(s) for s in stays])
     positions = positions[np.argsort(np.diff(prepared.bounds)[positions], kind="stable")]

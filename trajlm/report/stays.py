@@ -9,31 +9,45 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trajlm.report.contents import EVENT, PREDICT, AttentionMap, StayPage, TargetInfo
+from trajlm.report.contents import EVENT, PREDICT, AblatedStay, AttentionMap, StayPage, TargetInfo
+from trajlm.report.links import STEPS, readout_links
 from trajlm.report.tables import movers
+from trajlm.report.values import packed_values
 
 SHOWN_POSITIONS = 400  # about the most cells a side that a screen can tell apart
 UNPOOLED_POSITIONS = 8  # the first positions hold demographics: never averaged with what follows
-WEIGHT_STEPS = 65535  # a weight is sent as an unsigned 16-bit share of 1
 
 
 def stay_data(stay: StayPage, targets: list[TargetInfo]) -> dict[str, Any]:
-    """A JSON-ready copy of the stay: trajectory by column, what moved each belief, attention, ablations."""
-    return {
+    """A JSON-ready copy of the stay: trajectory by column, what moved each belief, attention, ablations, values."""
+    whole = AblatedStay(stay.trajectory, stay.attention)
+    data = {
         "stay_id": stay.stay_id,
         "split": stay.split,
         "targets": {t.name: _plain(stay.targets.get(t.name)) for t in targets},
-        "trajectory": _trajectory(stay.trajectory, targets, with_summary=True),
+        **_run(whole, stay.ablations, targets),
         "movers": {t.name: movers(stay.trajectory, t.name)["event_index"].to_list() for t in targets},
-        "attention": _attention(stay.attention),
-        "ablations": {
-            name: {
-                "trajectory": _trajectory(ablated.trajectory, targets, with_summary=False),
-                "attention": _attention(ablated.attention),
-            }
-            for name, ablated in stay.ablations.items()
-        },
+        "values": None if stay.values is None else packed_values(stay.values),
+        "against": None,
     }
+    # The other events of the stay, ablated or read by another run, are named under the same hours in its own summary.
+    data["trajectory"]["summary"] = stay.trajectory["summary"].fill_null("").to_list()
+    if stay.against is not None:
+        other = AblatedStay(stay.against.trajectory, stay.against.attention)
+        data["against"] = _run(other, stay.against.ablations, targets)
+    return data
+
+
+def _run(whole: AblatedStay, ablations: dict[str, AblatedStay], targets: list[TargetInfo]) -> dict[str, Any]:
+    def one(part: AblatedStay) -> dict[str, Any]:
+        map_ = part.attention
+        return {
+            "trajectory": _trajectory(part.trajectory, targets),
+            "attention": None if map_ is None else _attention(map_),
+            "links": None if map_ is None else readout_links(map_),
+        }
+
+    return {**one(whole), "ablations": {name: one(ablated) for name, ablated in ablations.items()}}
 
 
 def _plain(value: float | None) -> float | None:
@@ -45,22 +59,19 @@ def _rounded(values: pl.Series, digits: int) -> list[float | None]:
     return [None if v is None or not math.isfinite(v) else round(v, digits) for v in values.cast(pl.Float64)]
 
 
-def _trajectory(frame: pl.DataFrame, targets: list[TargetInfo], *, with_summary: bool) -> dict[str, Any]:
-    columns: dict[str, Any] = {
+def _trajectory(frame: pl.DataFrame, targets: list[TargetInfo]) -> dict[str, Any]:
+    return {
         "event": frame["event_index"].to_list(),
         "hours": _rounded(frame["hours_since_admission"], 4),
         "modality": frame["modality"].to_list(),
         "belief": {t.name: _rounded(frame[f"belief_{t.name}"], 5) for t in targets},
         "change": {t.name: _rounded(frame[f"change_{t.name}"], 5) for t in targets},
     }
-    if with_summary:  # an ablated stay's events are read under the same hours on the stay itself
-        columns["summary"] = frame["summary"].fill_null("").to_list()
-    return columns
 
 
 def _attention(attention: AttentionMap) -> dict[str, Any]:
     weights, positions = shown_attention(attention)
-    encoded = np.rint(weights.astype(np.float64).clip(0, 1) * WEIGHT_STEPS).astype("<u2")
+    encoded = np.rint(weights.astype(np.float64).clip(0, 1) * STEPS).astype("<u2")
     # Each row is sent up to its last weight: about half the map, as no position attends to a later one.
     ends = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in encoded]
     packed = np.concatenate([row[:end] for row, end in zip(encoded, ends, strict=True)]) if ends else encoded.ravel()

@@ -15,6 +15,8 @@ from trajlm.report.tables import name_label
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A400")
 # More shapes than colours and no common divisor: the pair stays unique far beyond either list.
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon", "x")
+MPL_MARKERS = dict(zip(SHAPES, "osD^P*vHX", strict=True))  # the same shapes as matplotlib calls them
+ATTENTION_COLORS = ((0.0, "#fbfaf6"), (0.2, "#dbe7f1"), (0.45, "#8fbbdc"), (0.7, "#2f7ab5"), (1.0, "#06284a"))
 INK, MUTED, GRID = "#1d2329", "#59636e", "#e4e3de"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 SQUARE = {"constrain": "domain", "constraintoward": "left"}  # with the other axis' scaleanchor

@@ -150,20 +150,30 @@ def metrics_table(metrics: pl.DataFrame, target: TargetInfo, difference: pl.Data
 
 
 def _difference_note(own: pl.DataFrame, target: TargetInfo) -> str:
-    """The paired difference of the arms in one line; empty where nothing is known of it."""
+    """The paired differences to the other arms in a few words each; empty where nothing is known of them."""
+    arms = []
+    for against in own["against"].unique(maintain_order=True):
+        parts = _differences(own.filter(pl.col("against") == against), target)
+        if parts:
+            arms.append(f"{against}: {', '.join(parts)}")
+    if not arms:
+        return ""
+    return (
+        "Sequence model minus another arm at the end of the window, paired on the same stays. "
+        f"{'; '.join(arms)}. An interval that holds 0 does not tell the two apart."
+    )
+
+
+def _differences(own: pl.DataFrame, target: TargetInfo) -> list[str]:
+    """The main metrics' differences to one arm."""
     by_metric = {row["metric"]: row for row in own.iter_rows(named=True) if number(row["value"]) != NOT_DEFINED}
     parts = []
-    for metric in main_first(list(by_metric), target.kind):
+    for metric in main_first(list(by_metric), target.kind)[:2]:
         row = by_metric[metric]
         ends = [signed(row[end]) for end in ("low", "high")]
         shown = "" if NOT_DEFINED in ends else f" [{', '.join(ends)}]"
         parts.append(f"{metric_title(metric)} {signed(row['value'])}{shown}")
-    if not parts:
-        return ""
-    return (
-        "Sequence model minus static baseline at the end of the window, paired on the same stays: "
-        f"{'; '.join(parts)}. An interval that holds 0 does not tell the two apart."
-    )
+    return parts
 
 
 def retrieval_table(retrieval: pl.DataFrame) -> Table:

@@ -1,0 +1,1 @@
+"""`trajlm inspect`: a stay edited by hand, and the belief that moves."""
