@@ -55,6 +55,7 @@ class Grid:
         encoders: scratch, contrastive (pretrained on the split's training stays), or both.
         backbones: names as of backbone.name.
         baselines: as of finetuning.baselines.
+        ensembles: as of finetuning.ensembles, in the runs that fit those baselines: one for each that differs.
         baseline_seeds: of the seeds, those whose runs fit the baselines; null takes all.
         settings: keys of a recipe, dotted, and the values every run takes.
         variants: name to settings of further arms; empty runs one arm without a name.
@@ -68,6 +69,7 @@ class Grid:
     encoders: list[Literal["scratch", "contrastive"]] = field(default_factory=lambda: ["scratch", "contrastive"])
     backbones: list[str] = field(default_factory=lambda: ["small"])
     baselines: list[str] = field(default_factory=lambda: ["mlp", "lstm", "logistic", "lightgbm"])
+    ensembles: list[str] = field(default_factory=list)
     baseline_seeds: list[int] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -154,7 +156,8 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
                         name = f"{home}/{arm}-seed-{seed}"
                         of = encoders if start == "contrastive" else "scratch"
                         baselines = _baselines(grid, fitted, home, seed, start, settings)
-                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": baselines}
+                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": baselines,
+                                 "finetuning.ensembles": [e for e in grid.ensembles if e in baselines]}  # fmt: skip
                         command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed,
                                           **flags, **settings)  # fmt: skip
                         stages.append(_stage(grid, name, command))
