@@ -14,6 +14,7 @@ from trajlm.config import EncoderConfig
 from trajlm.encoders.base import Encoder
 from trajlm.encoders.convolution import TemporalConvolution
 from trajlm.encoders.image import ImageCNN
+from trajlm.encoders.image_tower import LIBRARIES, ImageTower
 from trajlm.encoders.series import Recurrent
 from trajlm.encoders.tabular import TabularMLP
 from trajlm.encoders.text import HashedText
@@ -40,8 +41,8 @@ DEFAULTS = {"numeric": "lstm", "text": "hashed-text", "image": "cnn"}
 def build_encoder(modality: Modality, features: Sequence[FittedFeature], config: EncoderConfig) -> Encoder:
     """The encoder that the settings name for a modality, or the default of its kind.
 
-    A text modality also takes a preset, a hub id or a local folder of a Hugging Face encoder. Raises TrajlmError for a
-    name that is not known or is of another kind.
+    A text modality also takes a preset, a hub id or a local folder of a Hugging Face encoder; an image modality
+    LIBRARY:MODEL[:WEIGHTS]. Raises TrajlmError for a name that is not known or is of another kind.
     """
     default = "mlp" if modality.static else DEFAULTS[modality.kind]
     name = config.by_modality.get(modality.name, default)
@@ -58,8 +59,10 @@ def build_encoder(modality: Modality, features: Sequence[FittedFeature], config:
         return build(features, config)
     if modality.kind == "text" and (name in PRESETS or "/" in name):
         return TextTower(name, config, tuning or "frozen")
+    if modality.kind == "image" and name.partition(":")[0] in LIBRARIES:
+        return ImageTower(name, config, tuning)
     fitting = [known for known, (kind, _) in ENCODERS.items() if kind == modality.kind]
-    fitting += list(PRESETS) if modality.kind == "text" else []
+    fitting += {"text": [*PRESETS], "image": [f"{library}:" for library in LIBRARIES]}.get(modality.kind, [])
     nearest = difflib.get_close_matches(name, fitting, n=1, cutoff=0.0)[0]
     raise TrajlmError(
         f"encoder.by_modality.{modality.name}: {name!r} is not known; the nearest is {nearest!r}, all for "
