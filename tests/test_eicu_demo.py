@@ -15,7 +15,7 @@ from trajlm.schema import LENGTH_OF_STAY, MORTALITY
 
 FURTHER = ["vital_periodic", "vital_aperiodic", "infusion"]
 TABLES = ["patient", "diagnosis", "treatment", "medication", "lab", "apacheApsVar", "vitalPeriodic", "vitalAperiodic",
-          "infusiondrug"]  # fmt: skip
+          "infusiondrug", "apachePatientResult"]  # fmt: skip
 
 SETTINGS = {
     "default": {},
@@ -122,6 +122,17 @@ def test_demo_stays_patients_and_targets_are_those_of_sql(case: Case) -> None:
     assert stays.sort("subject_id", "admission_rank")["admission_rank"].to_list() == [
         rank + 1 for size in stays.group_by("subject_id").len().sort("subject_id")["len"] for rank in range(size)
     ]
+
+
+def test_demo_severity_scores_are_those_of_sql(case: Case) -> None:
+    found = case.sql.execute("""select s.patientunitstayid, num(acutephysiologyscore), num(apachescore),
+        num(predictedhospitalmortality) from s join apachePatientResult r using (patientunitstayid)
+        where apacheversion = 'IVa' order by 1""").fetchall()
+    assert len(found) == len({row[0] for row in found}) > 1000
+    known = {row[0]: [None if value is None or value < 0 else value for value in row[1:]] for row in found}
+    names = ["score_aps", "score_apache_iva", "score_apache_iva_mortality"]
+    for stay_id, *scores in case.read.stays.select("stay_id", *names).iter_rows():
+        assert scores == pytest.approx(known.get(stay_id, [None] * 3))
 
 
 def test_demo_rows_and_events_are_those_of_sql(case: Case) -> None:

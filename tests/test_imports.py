@@ -32,7 +32,7 @@ ORDER = [
     ["quantisation"],
     ["backbones", "hardware"],
     ["memory"],
-    ["reading"],
+    ["reading", "sampling"],
     ["interception"],
     ["trajectory"],
     ["anchoring"],

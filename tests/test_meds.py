@@ -287,6 +287,24 @@ def test_data_that_is_not_meds_is_one_clear_error(root: Path, how: str, told: st
         read(root)
 
 
+def test_any_other_label_becomes_a_target_of_its_own(root: Path) -> None:
+    rows = [(n, 0, "ICU_ADMISSION") for n in (1, 2, 3)] + [(n, 40, "ICU_DISCHARGE") for n in (1, 2, 3)]
+    write(root, {"train/0": sorted(rows)})
+    labels(root, "readmission", [(1, 9, True), (2, 9, False)], "boolean_value")
+    labels(root, "organs", [(1, 9, 3), (2, 9, 0)], "integer_value")
+    labels(root, "lactate", [(1, 9, 1.0), (3, 9, 0.0)], "float_value")
+    names = "targets: {" + ", ".join(f"{n}: labels/{n}.parquet" for n in ("readmission", "organs", "lactate")) + "}\n"
+    stays = read(root, MAPPING + names).stays.sort("stay_id")
+    assert stays["target_readmission"].to_list() == [1, 0, None]
+    assert stays["target_readmission"].dtype == pl.Int8
+    assert stays["target_organs"].to_list() == [3.0, 0.0, None]
+    assert stays["target_lactate"].to_list() == [1.0, None, 0.0]
+    assert stays["target_organs"].dtype == stays["target_lactate"].dtype == pl.Float64
+    labels(root, "lactate", [(1, 9, float("nan"))], "float_value")
+    with pytest.raises(UnexpectedInput, match="a finite number"):
+        read(root, MAPPING + names)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "told"),
     [
@@ -340,7 +358,7 @@ def test_splits_that_do_not_fit_are_errors(root: Path) -> None:
         (("starts: [ICU_ADMISSION]", ""), "starts is missing"),
         (
             ("left_out:", "targets: {mortallity: x}\nleft_out:"),
-            "targets.mortallity is not a target; .*targets.mortality",
+            "targets.mortallity is nearly the target mortality",
         ),
         (("left_out:", "ends: [X]\nleft_out:"), "the key 'ends' twice"),
         (("left_out:", "age: note\nleft_out:"), "age: expected a numeric modality, came 'note'"),

@@ -357,6 +357,14 @@ OUTCOME_FAULTS = {
 }
 
 
+def test_severity_scores_stand_beside_the_targets(tmp_path):
+    lines = ["1,6,1,5,-1,0", "2,-1,8,8,-1,0", "3,19,-1,8,3,1"]
+    release = write_release(tmp_path, {n: record(n) for n in (1, 2, 3)}, "\n".join([OUTCOMES_HEADER, *lines]) + "\n")
+    stays = read_cohort(physionet2012, release, PrepareConfig(), tmp_path / "work").stays.sort("stay_id")
+    assert stays["score_saps_i"].to_list() == [6.0, None, 19.0]
+    assert stays["score_sofa"].to_list() == [1.0, 8.0, None]
+
+
 @pytest.mark.parametrize("fault", OUTCOME_FAULTS)
 def test_outcomes_built_otherwise_are_one_line_with_file_line_and_column(tmp_path, fault):
     text, message = OUTCOME_FAULTS[fault]

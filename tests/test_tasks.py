@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from trajlm.arms import macro_rows, report_metrics
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
-from trajlm.tasks import PHENOTYPES, BinaryTask, build_tasks, stay_losses
+from trajlm.sampling import chances, importance
+from trajlm.tasks import PHENOTYPES, BinaryTask, HoursTask, build_tasks, stay_losses, targets_at
+from trajlm.training import LoopSettings, Stage, epoch_batches
 
 
 def test_phenotyping_is_25_targets_that_weigh_as_one():
@@ -30,7 +32,7 @@ def test_phenotyping_is_25_targets_that_weigh_as_one():
             readouts[..., k], targets[:, k, None].nan_to_num().expand(-1, 4), reduction="none"
         )
         total += torch.where(targets[:, k].isnan(), 0, own.mean(dim=1)) / 25
-    torch.testing.assert_close(stay_losses(tasks, readouts, targets, weights), total)
+    torch.testing.assert_close(stay_losses(tasks, readouts, targets, weights, torch.zeros(6, 4)), total)
 
 
 def test_a_phenotype_no_training_stay_has_teaches_nothing_and_stops_nothing():
@@ -128,3 +130,65 @@ def test_the_lstm_tells_modalities_by_their_place():
     fusion = FUSIONS["lstm"](3, 4).eval()
     latents, present = torch.randn(5, 3, 4), torch.ones(5, 3, dtype=torch.bool)
     assert not torch.allclose(fusion(latents.flip(1), present), fusion(latents, present))
+
+
+def test_what_is_left_of_a_stay_falls_with_the_hour_of_the_belief():
+    task = build_tasks(["remaining_length_of_stay"])[0]
+    assert (task.column, task.target) == ("hours_in_unit", "remaining_length_of_stay_hours")
+    stays = torch.tensor([[30.0], [100.0], [float("nan")]])
+    hours = torch.tensor([[0.0, 10.0, 31.0]]).expand(3, -1)
+    left = targets_at([task], stays[:, None].expand(-1, 3, -1), hours)[..., 0]
+    nan = float("nan")
+    torch.testing.assert_close(left, torch.tensor([[30.0, 20, nan], [100, 90, 69], [nan] * 3]), equal_nan=True)
+    task.fit(stays[:, 0])
+    seen = np.log1p([30, 24, 18, 6, 100, 94, 88, 76, 52])  # at 0, 6, 12, 24 and 48 hours, of what has not ended
+    assert (float(task.mean), float(task.std)) == pytest.approx((seen.mean(), seen.std(ddof=1)), rel=1e-5)
+    readouts = torch.zeros(3, 3, 1)
+    weights = torch.ones(3, 3)
+    losses = stay_losses([task], readouts, stays, weights, hours)
+    one = ((np.log1p([30.0, 20.0]) - seen.mean()) / seen.std(ddof=1)) ** 2
+    assert float(losses[0]) == pytest.approx(one.sum() / 3, rel=1e-4)
+    assert float(losses[2]) == 0
+    with pytest.raises(TrajlmError, match="hours_in_unit is 48 of every training stay"):
+        task.fit(torch.tensor([48.0, 48.0]))
+
+
+def test_other_targets_are_tasks_by_their_kind():
+    label, hours = build_tasks(["label:readmission", "hours:ventilation"])
+    assert isinstance(label, BinaryTask)
+    assert isinstance(hours, HoursTask)
+    assert [task.column for task in (label, hours)] == ["target_readmission", "target_ventilation"]
+    with pytest.raises(TrajlmError, match="mortality is predicted twice"):
+        build_tasks(["mortality", "label:mortality"])
+    with pytest.raises(TrajlmError, match="nearest is 'mortality'"):
+        build_tasks(["mortalit"])
+    with pytest.raises(TrajlmError, match="is not known"):
+        build_tasks(["label:"])
+
+
+def test_balanced_draws_weigh_as_uniform_ones_in_expectation():
+    tasks = build_tasks(["length_of_stay", "mortality"])
+    rng = np.random.default_rng(0)
+    died = (rng.random(4000) < 0.1).astype(float)
+    died[:300] = np.nan
+    targets = torch.tensor(np.column_stack([rng.uniform(20, 200, 4000), died]), dtype=torch.float32)
+    for k, task in enumerate(tasks):
+        task.fit(targets[:, k])
+    assert chances(tasks, targets, "uniform") is None
+    odds = chances(tasks, targets, "balanced")
+    assert odds.sum() == pytest.approx(1)
+    known = np.isfinite(died)
+    assert odds[died == 1].sum() == pytest.approx(odds[died == 0].sum(), rel=1e-4)
+    assert odds[~known].sum() == pytest.approx(300 / 4000, rel=1e-3)
+    # Of any loss: the mean over draws, each weighed, is the plain mean over stays.
+    losses = stay_losses(tasks, torch.randn(4000, 1, 2), targets, torch.ones(4000, 1), torch.zeros(4000, 1))
+    weighed = (losses * importance(tasks, targets)).double().numpy()
+    assert float(np.sum(odds * weighed)) == pytest.approx(float(losses.double().mean()), rel=1e-4)
+    drawn = rng.choice(4000, 200_000, p=odds)
+    assert weighed[drawn].mean() == pytest.approx(float(losses.mean()), rel=0.02)
+    stage = Stage("x", torch.nn.Linear(1, 1), np.arange(4000), np.arange(5), lambda stays, random: stays, chances=odds)
+    order = np.concatenate(epoch_batches(stage, LoopSettings(1, 1, 64, 1e-3, 0.0, 0), 0, 1))
+    assert len(order) == 4000
+    assert died[order][np.isfinite(died[order])].mean() == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(TrajlmError, match="two outcomes"):
+        chances(build_tasks(["length_of_stay"]), targets, "balanced")

@@ -28,7 +28,10 @@ from trajlm.tasks import GROUP_TITLES, Task
 
 SEQUENCE = "sequence"
 # By the name in finetuning.baselines, the arm's name in metrics.json and of its folder in the run.
-BASELINE_ARMS = {"mlp": "static_mlp", "lstm": "static_lstm", "logistic": "logistic", "lightgbm": "lightgbm"}
+# Severity is one arm for each score that the release has: severity_<name>.
+SEVERITY = "severity"
+BASELINE_ARMS = {"mlp": "static_mlp", "lstm": "static_lstm", "logistic": "logistic", "lightgbm": "lightgbm",
+                 SEVERITY: SEVERITY}  # fmt: skip
 ARM_TITLES = {
     SEQUENCE: "sequence model",
     "static_mlp": "static MLP (late fusion)",
@@ -37,11 +40,21 @@ ARM_TITLES = {
     "lightgbm": "LightGBM (summary features)",
 }
 # The sequence model averaged with a baseline of its run, under the names of both.
-ENSEMBLES = {arm: f"{SEQUENCE}_and_{arm}" for arm in BASELINE_ARMS.values()}
+ENSEMBLES = {arm: f"{SEQUENCE}_and_{arm}" for arm in BASELINE_ARMS.values() if arm != SEVERITY}
 ARM_TITLES |= {
     name: f"{ARM_TITLES[SEQUENCE]} and {ARM_TITLES[arm].partition(' (')[0]}, averaged"
     for arm, name in ENSEMBLES.items()
 }
+
+
+def arm_title(name: str) -> str:
+    """An arm of metrics.json as a table names it."""
+    if name.startswith(f"{SEVERITY}_"):
+        score = name.removeprefix(f"{SEVERITY}_").replace("_", " ").upper()
+        return f"severity score {score} (logistic regression)"
+    return ARM_TITLES.get(name, name)
+
+
 MACRO: dict[str, Metric] = {"macro_auroc": macro_auroc, "macro_auprc": macro_auprc}
 
 

@@ -7,21 +7,23 @@ believe in the same stays; at a landmark, only stays still in the unit then coun
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from trajlm.checkpoint import write_text
 from trajlm.dataset import Prepared
+from trajlm.errors import TrajlmError
 from trajlm.metrics import LANDMARKS
-from trajlm.schema import HELD_OUT, TRAIN, TUNING
-from trajlm.summaries import Measurements, SummaryReader
+from trajlm.schema import HELD_OUT, SCORE_HOURS, SCORE_PREFIX, TRAIN, TUNING
+from trajlm.summaries import SummaryReader
 from trajlm.tabular_models import Examples, Fitted, fit_tuned
 from trajlm.tasks import Task
 
@@ -72,6 +74,7 @@ def tabular_beliefs(
     folder: Path,
     trials: int,
     seed: int,
+    score: str | None = None,
 ) -> pl.DataFrame:
     """Fit a model per landmark and target, and return its beliefs in the tuning and held-out stays.
 
@@ -84,21 +87,30 @@ def tabular_beliefs(
         folder: ``tuning.json``, every setting tried and its loss, is written here.
         trials: settings tried for each landmark and target.
         seed: of the trees.
+        score: a severity score of the stays (``score_<name>``) to read instead of summary features, at the landmarks
+            from SCORE_HOURS on.
 
     Returns:
         the columns of ``beliefs.parquet`` and ``landmark`` (null: end of the window), one row per stay and landmark at
         which it counts; ``hours_since_admission`` is that of the last event the belief has seen, ``modality`` is all.
     """
-    reader = SummaryReader(prepared)
-    measured = {split: reader.measurements(stays) for split, stays in splits.items()}
+    features = _summaries(prepared, splits) if score is None else _score(prepared, splits, score)
+    landmarks = [at for at in LANDMARKS if score is None or at is None or at >= SCORE_HOURS]
     frames, told = [], []
     models: list[Fitted] = []
     before: dict[str, LandmarkStays] = {}
-    for landmark in tqdm(LANDMARKS, desc=name, unit="landmark", mininterval=2.0):
-        at = {split: _landmark_stays(reader, prepared, splits[split], measured[split], landmark) for split in splits}
+    for landmark in tqdm(landmarks, desc=score or name, unit="landmark", mininterval=2.0):
+        at = {split: _landmark_stays(prepared, splits[split], features(split, landmark), landmark) for split in splits}
         if not before or any(not at[split].same(before[split]) for split in at):
             models = [
-                fit_tuned(name, t.kind, _examples(at[TRAIN], y), _examples(at[TUNING], y), trials, seed)
+                fit_tuned(
+                    name,
+                    t.kind,
+                    _examples(prepared, at[TRAIN], t, y),
+                    _examples(prepared, at[TUNING], t, y),
+                    trials,
+                    seed,
+                )
                 for t, y in zip(tasks, targets.T, strict=True)
             ]
         before = at
@@ -117,21 +129,55 @@ def _predict(predict: Any, features: NDArray[np.float64]) -> NDArray[np.float64]
     return np.asarray(predict(features), dtype=np.float64) if len(features) else np.empty(0)
 
 
+# Features float64[n, C] of all stays of a split, as of a landmark.
+Features = Callable[[str, float | None], NDArray[np.float64]]
+
+
+def _summaries(prepared: Prepared, splits: Mapping[str, NDArray[np.int64]]) -> Features:
+    reader = SummaryReader(prepared)
+    measured = {split: reader.measurements(stays) for split, stays in splits.items()}
+    return lambda split, landmark: reader.summary(measured[split], landmark).values
+
+
+def _score(prepared: Prepared, splits: Mapping[str, NDArray[np.int64]], score: str) -> Features:
+    """The score alone; not known of a stay that had left the unit before the score's day was over."""
+    points = prepared.stays[score].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    hours = prepared.stays["hours_in_unit"].fill_null(float("inf")).to_numpy()
+    known = np.where(hours >= SCORE_HOURS, points, np.nan)
+    return lambda split, _: known[splits[split], None]
+
+
+def scores_of(prepared: Prepared) -> list[str]:
+    """The severity scores of a prepared folder that some stay has; an error where there is none."""
+    found = [c for c in prepared.stays.columns if c.startswith(SCORE_PREFIX) and prepared.stays[c].is_not_null().any()]
+    if not found:
+        raise TrajlmError(
+            f"{prepared.folder}: no severity score is known there; leave severity out of finetuning.baselines"
+        )
+    return found
+
+
 def _landmark_stays(
-    reader: SummaryReader,
-    prepared: Prepared,
-    stays: NDArray[np.int64],
-    measured: Measurements,
-    landmark: float | None,
+    prepared: Prepared, stays: NDArray[np.int64], features: NDArray[np.float64], landmark: float | None
 ) -> LandmarkStays:
     counts = still_there(prepared, stays, landmark)
-    features = reader.summary(measured, landmark).values[counts]
-    return LandmarkStays(stays[counts], known_events(prepared, stays[counts], landmark), features)
+    return LandmarkStays(stays[counts], known_events(prepared, stays[counts], landmark), features[counts])
 
 
-def _examples(at: LandmarkStays, targets: NDArray[np.float64]) -> Examples:
-    known = np.isfinite(targets[at.stays])
-    return Examples(at.features[known], targets[at.stays][known])
+def _last_hours(prepared: Prepared, at: LandmarkStays) -> NDArray[np.float64]:
+    """Of the last event that is known of each stay."""
+    return prepared.hours[prepared.bounds[at.stays] + at.events - 1]
+
+
+def _targets(prepared: Prepared, at: LandmarkStays, task: Task, targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[n] of the stays that count, from those of every stay; NaN where unknown."""
+    return task.at(torch.from_numpy(targets[at.stays]), torch.from_numpy(_last_hours(prepared, at))).numpy()
+
+
+def _examples(prepared: Prepared, at: LandmarkStays, task: Task, targets: NDArray[np.float64]) -> Examples:
+    own = _targets(prepared, at, task, targets)
+    known = np.isfinite(own)
+    return Examples(at.features[known], own[known])
 
 
 def _frame(
@@ -148,10 +194,10 @@ def _frame(
         "split": pl.Series([split] * len(at.stays), dtype=pl.String),
         "landmark": pl.Series([landmark] * len(at.stays), dtype=pl.Float64),
         "event_index": at.events - 1,
-        "hours_since_admission": prepared.hours[prepared.bounds[at.stays] + at.events - 1],
+        "hours_since_admission": _last_hours(prepared, at),
         "modality": pl.Series(["all"] * len(at.stays), dtype=pl.String),
     }
     for k, task in enumerate(tasks):
         columns[f"belief_{task.target}"] = beliefs[task.target]
-        columns[f"target_{task.target}"] = pl.Series(targets[at.stays, k].astype(np.float64)).fill_nan(None)
+        columns[f"target_{task.target}"] = pl.Series(_targets(prepared, at, task, targets[:, k])).fill_nan(None)
     return pl.DataFrame(columns)

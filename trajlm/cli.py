@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--raw", help="folder of the release (or raw of the grid)")
     experiment.add_argument("--data", help="prepared folder, instead of a release (or data of the grid)")
     experiment.add_argument("--out", required=True, help="folder for prepared folders, runs and tables")
+    experiment.add_argument("--jobs", type=int, default=1, help="stages to run at a time (default 1)")
 
     results = add("results", "Write one page of what finished grids found: all arms, differences, and who is ahead.")
     results.add_argument("grids", nargs="+", metavar="OUT", help="folders that `trajlm experiment` filled")
@@ -217,7 +218,9 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "experiment":
         from trajlm.experiment import experiment
 
-        experiment(Path(arguments.grid), Path(arguments.out), arguments.raw, arguments.data)
+        if arguments.jobs < 1:
+            raise TrajlmError("--jobs must be at least 1")
+        experiment(Path(arguments.grid), Path(arguments.out), arguments.raw, arguments.data, arguments.jobs)
     elif arguments.command == "results":
         from trajlm.results import results
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES, beliefs_path, is_sequence
+from trajlm.arms import arm_title, beliefs_path, is_sequence
 from trajlm.checkpoint import read_run
 from trajlm.errors import TrajlmError
 from trajlm.metrics import Kind
@@ -118,7 +118,8 @@ def _load(path: Path, name: str) -> Run:
     if not (path / STAYS).exists():
         raise TrajlmError(f"{path} has no {STAYS}: an earlier version made it; run finetune.py into another folder")
     beliefs = pl.read_parquet(path / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)
-    known = beliefs.select("stay_id", pl.col("^target_.*$").fill_nan(None)).unique("stay_id").sort("stay_id")
+    last = beliefs.sort("stay_id", "event_index").unique("stay_id", keep="last", maintain_order=True)
+    known = last.select("stay_id", pl.col("^target_.*$").fill_nan(None))
     metrics = json.loads((path / "metrics.json").read_text())
     return Run(name, path, about["recipe"], about["inputs"]["data"], metrics, known, pl.read_parquet(path / STAYS))
 
@@ -150,7 +151,7 @@ def static_arms(runs: Sequence[Run]) -> list[Arm]:
     for run in runs:
         for name, rows in run.metrics["arms"][HELD_OUT].items():
             if not is_sequence(name):
-                title = ARM_TITLES.get(name, name)
+                title = arm_title(name)
                 encoders = run.initialisation if name.startswith("static_") else "–"
                 labels = (_capital(title), encoders)
                 found.setdefault(json.dumps([labels, rows]), (labels, name, []))[2].append(run)
@@ -160,7 +161,7 @@ def static_arms(runs: Sequence[Run]) -> list[Arm]:
 def sequence_arms(runs: Sequence[Run]) -> list[Arm]:
     """The sequence model of every run, alone and averaged with baselines."""
     return [
-        _arm((_capital(f"{ARM_TITLES[name]}, {run.backbone}"), run.initialisation, run.name), name, run)
+        _arm((_capital(f"{arm_title(name)}, {run.backbone}"), run.initialisation, run.name), name, run)
         for run in runs
         for name in run.metrics["arms"][HELD_OUT]
         if is_sequence(name)

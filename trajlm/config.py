@@ -25,7 +25,7 @@ def _require(ok: bool, message: str) -> None:
         raise TrajlmError(message)
 
 
-BASELINES = ("mlp", "lstm", "logistic", "lightgbm")
+BASELINES = ("mlp", "lstm", "logistic", "lightgbm", "severity")
 
 
 @dataclass
@@ -250,7 +250,8 @@ class FinetuningConfig:
     """The sequence model, and the static baseline on the same latents.
 
     Args:
-        tasks: what to predict: mortality, length_of_stay, phenotyping (25 targets).
+        tasks: what to predict: mortality, length_of_stay, remaining_length_of_stay (in the unit, from each belief on),
+            phenotyping (25 targets), label:NAME and hours:NAME (any other target_NAME of the stays: 0 or 1, or hours).
         stays: train learns from the training split; unseen learns only from stays that pretraining's training split
             never saw (the paper: 85 % of the tuning split's patients train, the others tune); auto is train for
             published splits and unseen otherwise. The held-out split is held out in every case.
@@ -285,13 +286,16 @@ class FinetuningConfig:
         input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add an embedding of the hours since admission to every event; off is the paper.
         max_events: longest timeline; later events that are not static are not read and get no belief.
-        baselines: what to compare with, on the same stays: mlp and lstm fuse the whole window's latents; logistic and
-            lightgbm (an extra: trajlm[trees]) read summary features and are refitted for each landmark.
+        baselines: what to compare with, on the same stays, refitted for each landmark: mlp and lstm fuse the latents of
+            what was known by then; logistic and lightgbm (an extra: trajlm[trees]) read summary features; severity is
+            a logistic regression on each severity score of the release alone, from 24 hours on.
         ensembles: baselines, each also among baselines, whose beliefs are averaged with the sequence model's as arms
-            of their own.
+            of their own; not severity.
         baseline_epochs: most epochs of mlp and lstm.
-        baseline_trials: settings of logistic and lightgbm tried on the tuning stays, for each landmark and target; they
-            have 6.
+        baseline_trials: settings of each baseline tried on the tuning stays; each has 6.
+        sampling: uniform learns from each training stay once per epoch; balanced draws stays with and without the first
+            probability's outcome equally often and weighs their losses by as much less, so that beliefs keep meaning
+            frequencies in the training stays. Models of summary features and scores always learn from each stay once.
         focal_gamma: exponent of the focal loss of probabilities; 0 is cross-entropy. Focal beliefs are less extreme
             than frequencies.
         bootstrap_resamples: patient-level resamples behind every 95 % interval.
@@ -324,6 +328,7 @@ class FinetuningConfig:
     ensembles: list[str] = field(default_factory=list)
     baseline_epochs: int = 200
     baseline_trials: int = 6
+    sampling: Literal["uniform", "balanced"] = "uniform"
     focal_gamma: float = 0.0
     bootstrap_resamples: int = 1000
 
@@ -342,6 +347,7 @@ class FinetuningConfig:
             _require(name in BASELINES, f"finetuning.baselines: {name!r} is not known; all are {', '.join(BASELINES)}")
         _require(len(set(self.baselines)) == len(self.baselines), "finetuning.baselines names one twice")
         lone = sorted(set(self.ensembles) - set(self.baselines))
+        _require("severity" not in self.ensembles, "finetuning.ensembles: severity scores are not averaged")
         _require(not lone, f"finetuning.ensembles: {', '.join(lone)} must stand in finetuning.baselines too")
 
 

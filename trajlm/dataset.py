@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -319,6 +320,19 @@ class Prepared:
         for own in np.split(stays, np.flatnonzero(np.diff(part)) + 1):
             if len(own):
                 yield own, self.stores_between(int(own[0]), int(own[-1]) + 1)
+
+    def until(self, hours: float) -> Prepared:
+        """The same stays with the events known at that hour."""
+        known = self.hours <= hours
+        earlier = copy.copy(self)
+        earlier.__dict__.pop("stores", None)
+        earlier._events = self._events.filter(pl.col("hours_since_admission") <= hours)
+        earlier.hours, earlier.modality_index = self.hours[known], self.modality_index[known]
+        earlier.bounds = np.concatenate([[0], np.cumsum(known)])[self.bounds]
+        earlier._held = np.zeros_like(self._held)
+        stays = np.repeat(np.arange(len(self.stays)), np.diff(earlier.bounds))
+        earlier._held[stays, earlier.modality_index] = True
+        return earlier
 
     def positions(self, *splits: str) -> np.ndarray:
         """int64[n]: positions of the stays of these splits, in order of stay_id."""

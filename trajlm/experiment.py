@@ -16,8 +16,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import polars as pl
@@ -33,7 +35,7 @@ from trajlm.summary import summarise
 
 DONE, RECORD = "stages.json", "grid.json"
 SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
-SEEDLESS = ("logistic",)  # baselines that draw nothing at random
+SEEDLESS = ("logistic", "severity")  # baselines that draw nothing at random
 # Settings that no baseline reads: beside them a baseline is the same in every variant.
 SEQUENCE_ALONE = {"finetuning." + name for name in (
     "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
@@ -121,11 +123,15 @@ def read_grid(path: Path, **replaced: str | None) -> Grid:
 
 @dataclass(frozen=True)
 class Stage:
-    """One process: ``out`` names the folder it fills, ``command`` what runs, ``reads`` a file it depends on."""
+    """One process: ``out`` names the folder it fills, ``command`` what runs, ``reads`` a file it depends on.
+
+    Stages of one ``level`` need nothing of each other, only what those of lower levels leave.
+    """
 
     out: str
     command: tuple[str, ...]
     reads: str
+    level: int
 
     @property
     def identity(self) -> str:
@@ -143,12 +149,12 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
         home = f"split-{Path(split).stem if isinstance(split, str) else split}"
         data = grid.data or str(out / home / "prepared")
         if grid.data is None:
-            stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data)))
+            stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data), 0))
         for seed in grid.seeds:
             encoders = str(out / home / f"encoders-seed-{seed}")
             if "contrastive" in grid.encoders:
                 command = _script("pretrain.py", grid, out=encoders, data=data, seed=seed)
-                stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command))
+                stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command, 1))
             for start in grid.encoders:
                 for backbone in grid.backbones:
                     for variant, settings in (grid.variants or {"": {}}).items():
@@ -160,7 +166,7 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
                                  "finetuning.ensembles": [e for e in grid.ensembles if e in baselines]}  # fmt: skip
                         command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed,
                                           **flags, **settings)  # fmt: skip
-                        stages.append(_stage(grid, name, command))
+                        stages.append(_stage(grid, name, command, 2))
                         runs.append(GridRun(home, seed, arm, out / name))
     return stages, runs
 
@@ -188,8 +194,8 @@ def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict
     return baseline, variant, start if fusion else "", "" if seedless else str(seed)
 
 
-def _stage(grid: Grid, out: str, command: list[str]) -> Stage:
-    return Stage(out, tuple(command), grid.recipe)
+def _stage(grid: Grid, out: str, command: list[str], level: int) -> Stage:
+    return Stage(out, tuple(command), grid.recipe, level)
 
 
 def _prepare(grid: Grid, split: int | str, data: str) -> list[str]:
@@ -209,12 +215,18 @@ def _script(name: str, grid: Grid, **flags: Any) -> list[str]:
     return words
 
 
-def experiment(path: Path, out: Path, raw: str | None = None, data: str | None = None) -> None:
+def experiment(path: Path, out: Path, raw: str | None = None, data: str | None = None, jobs: int = 1) -> None:
     """Run a grid into ``out``, or what is left of it, and write its tables.
 
     ``out`` then holds ``split-S/`` with the prepared folder, its stays (``stays.csv``: stay_id, split), encoders, runs
     and ``tables/`` (:func:`trajlm.compare.compare`), and ``summary.md``, ``.tex`` and ``.csv`` over splits and seeds;
     ``splits/`` the splits packed, ``grid.json`` what was run: :func:`trajlm.results.results` reads it.
+
+    Args:
+        path: the grid, a YAML file.
+        out: folder to fill.
+        raw, data: instead of the grid's.
+        jobs: stages to run at a time.
 
     Raises:
         TrajlmError: the grid is not valid, ``out`` holds another grid's stages, or a stage fails.
@@ -222,25 +234,53 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     grid = read_grid(path, raw=raw, data=data)
     stages, runs = plan(grid, out)
     out.mkdir(parents=True, exist_ok=True)
-    done = _done(out)
-    for place, stage in enumerate(stages, start=1):
-        before = done.get(stage.out)
-        if before is not None and before != stage.identity:
-            raise TrajlmError(
-                f"{out / stage.out} was made by another grid or recipe; choose another --out, or delete that folder"
-            )
-        if before is None:
-            print(f"[{place}/{len(stages)}] {stage.out}", flush=True)
-            _run(stage, out)
-            done[stage.out] = stage.identity
-            write_text(out / DONE, json.dumps(done, indent=1))
-        else:
-            print(f"[{place}/{len(stages)}] {stage.out} is done already", flush=True)
+    work = _Work(out, len(stages), _done(out))
+    for stage in stages:
+        work.check(stage)
+    for level in sorted({stage.level for stage in stages}):
+        with ThreadPoolExecutor(jobs) as pool:
+            mine = [pool.submit(work.do, stage) for stage in stages if stage.level == level]
+            # The first that fails is told when the others of its level that have begun are through.
+            wait(mine, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=True)
+            for stage_done in mine:
+                if not stage_done.cancelled():
+                    stage_done.result()
     write_text(out / RECORD, json.dumps(_record(path, grid, runs, out), indent=1))
     for split in dict.fromkeys(run.split for run in runs):
         _publish_stays(grid, out, split)
         compare([run.path for run in runs if run.split == split], out / split / "tables")
     summarise(runs, out)
+
+
+class _Work:
+    """Runs stages and notes which are done, for one or more threads."""
+
+    def __init__(self, out: Path, total: int, done: dict[str, str]) -> None:
+        self._out, self._total, self._done = out, total, done
+        self._begun = 0
+        self._lock = Lock()
+
+    def check(self, stage: Stage) -> None:
+        """Refuse a folder that another grid or recipe made."""
+        before = self._done.get(stage.out)
+        if before is not None and before != stage.identity:
+            raise TrajlmError(
+                f"{self._out / stage.out} was made by another grid or recipe; choose another --out, or delete that "
+                "folder"
+            )
+
+    def do(self, stage: Stage) -> None:
+        """Run a stage unless it is done."""
+        with self._lock:
+            self._begun += 1
+            done = stage.out in self._done
+            print(f"[{self._begun}/{self._total}] {stage.out}{' is done already' if done else ''}", flush=True)
+        if not done:
+            _run(stage, self._out)
+            with self._lock:
+                self._done[stage.out] = stage.identity
+                write_text(self._out / DONE, json.dumps(self._done, indent=1))
 
 
 def _done(out: Path) -> dict[str, str]:

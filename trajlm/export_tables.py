@@ -176,9 +176,10 @@ def write_labels(source: Source, tally: Tally, folder: Path) -> None:
     hours = pl.coalesce(pl.min_horizontal(window, "hours_in_unit"), "last", 0.0)
     stays = stays.with_columns(prediction_time=_time(hours))
     for target in source.targets:
-        column, kind = ("float_value", pa.float32()) if target == LENGTH_OF_STAY else ("boolean_value", pa.bool_())
+        number = source.stays.schema[target] != pl.Int8
+        column, kind = ("float_value", pa.float32()) if number else ("boolean_value", pa.bool_())
         schema = pa.schema([("subject_id", pa.int64()), ("prediction_time", pa.timestamp("us")), (column, kind)])
-        value = pl.col(target) if target == LENGTH_OF_STAY else pl.col(target).cast(pl.Boolean)
+        value = pl.col(target) if number else pl.col(target).cast(pl.Boolean)
         place = folder / "labels" / target.removeprefix("target_")
         place.mkdir(parents=True)
         for split in SPLITS:

@@ -12,10 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from trajlm.adapters import require_learning_adapters
-from trajlm.arms import BASELINE_ARMS, ENSEMBLES, SEQUENCE, beliefs_path, print_headline, report_metrics, write_beliefs
+from trajlm.arms import (
+    BASELINE_ARMS,
+    ENSEMBLES,
+    SEQUENCE,
+    SEVERITY,
+    beliefs_path,
+    print_headline,
+    report_metrics,
+    write_beliefs,
+)
 from trajlm.assemble import build_encoders, build_trajectory_model, load_encoders, save_trajectory_model
 from trajlm.backbones import config_of, describe, starts_at_random
-from trajlm.baselines import tabular_beliefs
+from trajlm.baselines import scores_of, tabular_beliefs
 from trajlm.cards import finetuning_card
 from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_text
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
@@ -27,9 +36,10 @@ from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
 from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.presets import family_of
-from trajlm.schema import HELD_OUT, TRAIN, TUNING
+from trajlm.sampling import chances, importance
+from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
-from trajlm.static import fitted_tasks, train_fusion
+from trajlm.static import FusionArm, Known, fitted_tasks
 from trajlm.subgroups import STAYS, stay_attributes
 from trajlm.tasks import build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
@@ -50,6 +60,7 @@ class SequenceObjective(nn.Module):
         self.model = model
         self.modality_dropout, self.loss_over = config.modality_dropout, config.loss_over
         self.packed = config.batching == "packed"
+        self.balanced = config.sampling == "balanced"
 
     def forward(self, batch: TrajectoryBatch) -> Tensor:
         """float[]."""
@@ -60,8 +71,12 @@ class SequenceObjective(nn.Module):
             weights = weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
         elif self.loss_over == "last":
             weights = torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
+        tasks = self.model.fitted_tasks
         readouts = self.model(batch, packed=self.packed and self.training).readouts
-        return stay_losses(self.model.fitted_tasks, readouts, batch.targets, weights).mean()
+        losses = stay_losses(tasks, readouts, batch.targets, weights, batch.hours)
+        if self.training and self.balanced:
+            losses = losses * importance(tasks, batch.targets)
+        return losses.mean()
 
 
 def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
@@ -120,6 +135,8 @@ def finetune(recipe: Recipe) -> Path:
     splits = finetuning_splits(prepared, recipe.finetuning.stays, recipe.seed)
     targets = target_table(recipe, prepared)
     fitted_tasks(recipe, targets, splits)
+    if SEVERITY in recipe.finetuning.baselines:
+        scores_of(prepared)
     backbone = describe(recipe.backbone.name)
     means = means_of(recipe, family_of(config_of(recipe.backbone.name).model_type), accelerator.device)
     run = RunFolder(recipe.out, "finetuning", recipe, inputs, accelerator.is_main_process)
@@ -134,7 +151,7 @@ def finetune(recipe: Recipe) -> Path:
         latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key, reach)
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
     with tracking(accelerator, run.path, recipe.tracker):
-        arms = train_baselines(work)
+        arms = train_baselines(work, encoders)
         arms = {SEQUENCE: train_sequence(work, encoders)} | arms
     if run.main:
         _conclude(work, arms | ensembles(work, arms))
@@ -173,6 +190,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
     model = build_trajectory_model(
         recipe, work.prepared, encoders, fitted_tasks(recipe, work.targets, work.splits), work.accelerator.device
     )
+    tasks = model.fitted_tasks
     lengths = np.array([len(work.latents.rows(stay, config.max_events)) for stay in work.splits.train])
     stage = Stage(
         SEQUENCE,
@@ -183,6 +201,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         lengths=lengths if config.batching == "by_length" else None,
         after_first_steps=lambda steps: require_learning_adapters(model.backbone, steps),
         rate_factors={"model.backbone.": _backbone_rate_factor(recipe)},
+        chances=chances(tasks, work.targets[torch.from_numpy(work.splits.train)], config.sampling),
     )
     settings = LoopSettings(
         config.epochs,
@@ -215,21 +234,28 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
     return pl.concat(frames).sort("stay_id", "event_index")
 
 
-def train_baselines(work: Finetuning) -> dict[str, pl.DataFrame]:
+def train_baselines(work: Finetuning, encoders: AlignedEncoders) -> dict[str, pl.DataFrame]:
     """Beliefs of every baseline asked for, by arm; those on summary features are fitted by the main process alone."""
     found, config = {}, work.recipe.finetuning
+    known: Known = {}
     for name in config.baselines:
         arm = BASELINE_ARMS[name]
         if name in FUSIONS:
-            found[arm] = train_fusion(
-                name, work.recipe, work.latents, work.splits, work.targets, work.run, work.accelerator
-            )
+            found[arm] = FusionArm(
+                name, work.recipe, work.prepared, encoders, work.latents, work.splits, work.targets, work.run,
+                work.accelerator, known,
+            ).beliefs()  # fmt: skip
+        elif work.run.main and name == SEVERITY:
+            for score in scores_of(work.prepared):
+                own = f"{SEVERITY}_{score.removeprefix(SCORE_PREFIX)}"
+                found[own] = _tabular(work, "logistic", own, score)
         elif work.run.main:
-            found[arm] = _tabular(work, name, beliefs_path(work.run.path, arm))
+            found[arm] = _tabular(work, name, arm)
     return found
 
 
-def _tabular(work: Finetuning, name: str, path: Path) -> pl.DataFrame:
+def _tabular(work: Finetuning, model: str, arm: str, score: str | None = None) -> pl.DataFrame:
+    path = beliefs_path(work.run.path, arm)
     if path.exists():
         return pl.read_parquet(path)
     config, recipe = work.recipe.finetuning, work.recipe
@@ -237,7 +263,7 @@ def _tabular(work: Finetuning, name: str, path: Path) -> pl.DataFrame:
     tasks = fitted_tasks(recipe, work.targets, work.splits)
     targets = work.targets.double().numpy()
     beliefs = tabular_beliefs(
-        name, work.prepared, splits, tasks, targets, path.parent, config.baseline_trials, recipe.seed
+        model, work.prepared, splits, tasks, targets, path.parent, config.baseline_trials, recipe.seed, score
     )
     write_beliefs(path, beliefs)
     return beliefs

@@ -108,16 +108,18 @@ class StaticBatch:
         latents: float[B, M, D], missing tokens where absent.
         present: bool[B, M].
         targets: float[B, K], NaN where unknown.
+        hours: float[B], hours since admission of the last event seen.
     """
 
     stay_ids: Tensor
     latents: Tensor
     present: Tensor
     targets: Tensor
+    hours: Tensor
 
     def to(self, device: torch.device) -> StaticBatch:
         """The same batch on a device."""
-        return StaticBatch(*(getattr(self, n).to(device) for n in ("stay_ids", "latents", "present", "targets")))
+        return StaticBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Latents:
@@ -218,11 +220,6 @@ class Latents:
         values[at], observed[at] = self._values[cells], True
         return values, observed
 
-    def last_events(self, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64[N] index and float64[N] hours since admission of the last event of each of these stays."""
-        bounds = self._prepared.bounds
-        return bounds[stays + 1] - bounds[stays] - 1, self._prepared.hours[bounds[stays + 1] - 1]
-
     def static(self, stays: np.ndarray, targets: Tensor) -> StaticBatch:
         """One latent per modality of these stays."""
         places = self.places(stays)
@@ -231,6 +228,7 @@ class Latents:
             torch.from_numpy(self.stays[places]),
             torch.from_numpy(self.present[places]),
             targets,
+            torch.from_numpy(self._prepared.hours[self._prepared.bounds[stays + 1] - 1]),
         )
 
 
@@ -263,6 +261,28 @@ def cache_latents(
         with column_folder(folder, identity) as columns:
             _encode(prepared, encoders.eval(), stays, columns, reach)
     return Latents(folder, prepared, encoders.modalities)
+
+
+@torch.no_grad()
+@torch.no_grad()
+def latents_until(
+    prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, hours: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32[N, M, D] latents of what was known at that hour, missing tokens where absent, and bool[N, M] presence.
+
+    N stays of the prepared folder, of which only the rows of ``stays`` (positions) are filled.
+    """
+    known = prepared.until(hours)
+    latents = np.full((len(prepared.stays), len(encoders.modalities), encoders.latent_width), np.nan, np.float32)
+    present = np.zeros(latents.shape[:2], dtype=bool)
+    device = encoders.eval().missing_tokens.device
+    for part, stores in known.in_parts(np.sort(stays), EVENTS_AT_ONCE):
+        for start in range(0, len(part), CHUNK):
+            chunk = part[start : start + CHUNK]
+            batch = known.stay_batch(chunk, encoders.modalities, stores=stores)
+            latents[chunk] = encoders(batch.to(device)).float().cpu().numpy()
+            present[chunk] = batch.present.numpy()
+    return latents, present
 
 
 @torch.no_grad()

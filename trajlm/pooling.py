@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, beliefs_path, is_sequence, landmarks_of
+from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, arm_title, beliefs_path, is_sequence, landmarks_of
 from trajlm.calibration import fit_temperature, scaled
 from trajlm.checkpoint import read_run
 from trajlm.compared import load_runs
@@ -51,14 +51,14 @@ class GridRun:
     path: Path
 
 
-def arm_title(run: GridRun, name: str) -> str:
+def pooled_title(run: GridRun, name: str) -> str:
     """An arm of a run by what tells it from the others of its grid.
 
     A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither.
     """
     start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
     of = run.arm if is_sequence(name) else start if name.startswith("static_") else ""
-    return ", ".join(filter(None, [ARM_TITLES.get(name, name), of]))
+    return ", ".join(filter(None, [arm_title(name), of]))
 
 
 Key = tuple[str, str, float | None, str]  # arm, target, landmark, metric
@@ -90,7 +90,7 @@ class Pool:
         self._holders: dict[tuple[str, str, int], tuple[GridRun, str]] = {}
         for run in runs:
             for name in metrics[run.path]["arms"][HELD_OUT]:
-                self._holders.setdefault((arm_title(run, name), run.split, run.seed), (run, name))
+                self._holders.setdefault((pooled_title(run, name), run.split, run.seed), (run, name))
         self.arms = sorted({arm for arm, _, _ in self._holders}, key=lambda arm: (self.is_sequence(arm), arm))
         self._counted: dict[tuple[str, float | None], frozenset[int]] = {}
         self._tuning = {

@@ -23,7 +23,15 @@ from trajlm.cohorts.ledger import RowLedger
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError
 from trajlm.grouping import Catalogue, LeftOut, fit_features, left_out_note, merge_statistics
-from trajlm.schema import ADMISSION_RANK, MORTALITY, PHENOTYPE_PREFIX, SPLITS, TRAIN, FittedFeature, RawTimelines
+from trajlm.schema import (
+    ADMISSION_RANK,
+    MORTALITY,
+    SCORE_PREFIX,
+    SPLITS,
+    TRAIN,
+    FittedFeature,
+    RawTimelines,
+)
 from trajlm.shards import Grouping, Shard, Writing, over_shards, plan_shards
 from trajlm.splits import assign_splits, combination, read_splits
 from trajlm.spool import Spool
@@ -218,7 +226,7 @@ def _split(raw: RawTimelines, settings: PrepareConfig, counts: pl.DataFrame) -> 
 
 
 def _with_presence(raw: RawTimelines, stays: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Columns in the order of the contract: identity, ``present_<modality>``, targets."""
+    """Columns in the order of the contract: identity, ``present_<modality>``, targets, scores."""
     held = items.select("stay_id", "modality").unique()
     present = [
         pl.col("stay_id")
@@ -226,7 +234,7 @@ def _with_presence(raw: RawTimelines, stays: pl.DataFrame, items: pl.DataFrame) 
         .alias(f"present_{m.name}")
         for m in raw.modalities
     ]
-    targets = [name for name in stays.columns if name.startswith("target_")]
+    targets = [name for name in stays.columns if name.startswith(("target_", SCORE_PREFIX))]
     rank = [] if "split" in stays.columns else [ADMISSION_RANK]
     split = ["split"] if "split" in stays.columns else []
     return stays.select("stay_id", "subject_id", *split, *rank, "hours_in_unit", *present, *targets)
@@ -235,7 +243,7 @@ def _with_presence(raw: RawTimelines, stays: pl.DataFrame, items: pl.DataFrame) 
 def _audit(raw: RawTimelines, stays: pl.DataFrame, events: Counter[tuple[str, str]]) -> dict[str, Any]:
     """Counts by split, read from what is written."""
     present = [f"present_{m.name}" for m in raw.modalities]
-    binary = [c for c in stays.columns if c == MORTALITY or c.startswith(PHENOTYPE_PREFIX)]
+    binary = [c for c in stays.columns if c.startswith("target_") and stays.schema[c] == pl.Int8]
     audit: dict[str, Any] = {k: {} for k in ("stays", "patients", "events", "combinations", "prevalence")}
     for split in SPLITS:
         mine = stays.filter(pl.col("split") == split)

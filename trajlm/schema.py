@@ -21,6 +21,8 @@ FeatureKind = Literal["continuous", "category"]
 MORTALITY = "target_mortality"
 LENGTH_OF_STAY = "target_length_of_stay_hours"
 PHENOTYPE_PREFIX = "target_phenotype_"
+SCORE_PREFIX = "score_"
+SCORE_HOURS = 24.0  # a severity score sums up the first day: earlier it is not known
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class RawTimelines:
         release: name and version as far as the files tell, for the manifest.
         modalities: in the fixed order that breaks ties between events of the same time.
         features: every feature that the measurements may hold.
-        stays: STAY_COLUMNS, ADMISSION_RANK, and any ``target_phenotype_<name>``.
+        stays: STAY_COLUMNS, ADMISSION_RANK, any ``target_phenotype_<name>`` or other ``target_<name>`` (Int8 of 0 and
+            1, or numbers), and any ``score_<name>``: a severity score of the first SCORE_HOURS as the release states
+            it, null where unknown. A score is never an input.
         inputs: every file that was read.
         open_leaks: in words, each way in which a belief may still see the future.
         notes: anything else a user should know, counted.
@@ -169,8 +173,9 @@ class RawTimelines:
     splits: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        targets = {c: self.stays.schema[c] for c in self.stays.columns if c.startswith(PHENOTYPE_PREFIX)}
-        conform(self.stays, {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **targets}, "stays")
+        targets = {c: self.stays.schema[c] for c in self.stays.columns if c.startswith("target_")}
+        scores = {c: pl.Float64() for c in self.stays.columns if c.startswith(SCORE_PREFIX)}
+        conform(self.stays, {**targets, **STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **scores}, "stays")
         if self.stays["stay_id"].is_duplicated().any():
             raise ValueError("stays: stay_id is not unique")
 
@@ -215,6 +220,10 @@ class Timeline:
         hours = [event.hours_since_admission for event in self.events]
         if any(later < earlier for earlier, later in pairwise(hours)):
             raise ValueError(f"stay {self.stay_id}: events are not in order of time")
+
+    def stay_value(self, column: str) -> float | None:
+        """A column of the stay's row: hours_in_unit or ``target_<name>``; None where unknown."""
+        return self.hours_in_unit if column == "hours_in_unit" else self.targets.get(column.removeprefix("target_"))
 
     def without(self, *modalities: str) -> Timeline:
         """The same stay with every event of these modalities ablated."""

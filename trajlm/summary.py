@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.checkpoint import write_text
-from trajlm.pooling import GridRun, arm_title
+from trajlm.pooling import GridRun, pooled_title
 from trajlm.report.tables import NOT_DEFINED, metric_title, number, signed
 from trajlm.schema import HELD_OUT
 from trajlm.typeset import Table, latex, markdown
@@ -29,7 +29,7 @@ def figures(runs: Sequence[GridRun]) -> pl.DataFrame:
     for run in runs:
         metrics = json.loads((run.path / "metrics.json").read_text())
         for name, found in metrics["arms"][HELD_OUT].items():
-            arm = arm_title(run, name)
+            arm = pooled_title(run, name)
             for row in found:
                 key = (run.split, run.seed, arm, row["target"], row["landmark"], row["metric"])
                 rows[key] = dict(zip(["split", "seed", *KEYS], key, strict=True)) | {"value": row["value"]}
@@ -51,7 +51,7 @@ def differences(runs: Sequence[GridRun], out: Path) -> pl.DataFrame:
                 pl.Series("seed", [of[split, name].seed for name in names], dtype=pl.Int64),
                 pl.Series(
                     "arm",
-                    [arm_title(of[split, name], arm) for name, arm in zip(names, paired["arm"], strict=True)],
+                    [pooled_title(of[split, name], arm) for name, arm in zip(names, paired["arm"], strict=True)],
                     dtype=pl.String,
                 ),
                 "target",

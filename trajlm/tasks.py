@@ -36,8 +36,12 @@ class Task(nn.Module, ABC):
 
     @property
     def column(self) -> str:
-        """The target's column in ``stays.parquet``."""
+        """The column in ``stays.parquet`` that tells the target."""
         return f"target_{self.target}"
+
+    def at(self, targets: Tensor, hours: Tensor) -> Tensor:
+        """float[...]: the target of a belief held ``hours`` after admission, from the stay's; most never change."""
+        return targets
 
     def usable(self, targets: Tensor) -> Tensor:
         """bool[...]: targets that are known and inside what the task asks for; NaN is unknown."""
@@ -159,6 +163,42 @@ class HoursTask(Task):
         return torch.expm1(readout * self.std + self.mean).clamp_min(0.0)
 
 
+class RemainingHoursTask(HoursTask):
+    """Hours left in the unit from a belief on: the stay's hours in the unit less the belief's time."""
+
+    def __init__(self) -> None:
+        super().__init__("remaining_length_of_stay_hours", "remaining length of stay", 0.0, 8760.0)
+
+    @property
+    def column(self) -> str:
+        """How long the stay lasted in the unit."""
+        return HOURS_IN_UNIT
+
+    def at(self, targets: Tensor, hours: Tensor) -> Tensor:
+        """What is left of float[...] hours in the unit; unknown (NaN) after the stay has ended."""
+        left = targets - hours.to(targets.dtype)
+        return torch.where(left >= 0, left, float("nan"))
+
+    def fit(self, targets: Tensor) -> None:
+        """Mean and deviation of log(1 + what is left at FITTED_AT), of stays that have not ended by then."""
+        known = targets[self.usable(targets)]
+        if len(known) and bool((known == known[0]).all()):
+            raise TrajlmError(
+                f"task {self.target}: hours_in_unit is {float(known[0]):g} of every training stay, so the release does "
+                "not tell how long stays lasted in the unit; drop the task from finetuning.tasks"
+            )
+        super().fit(self.at(known[:, None], torch.tensor(FITTED_AT)).flatten())
+
+
+HOURS_IN_UNIT = "hours_in_unit"
+FITTED_AT = (0.0, 6.0, 12.0, 24.0, 48.0)  # hours since admission, for the scale of the loss alone
+
+
+def targets_at(tasks: Sequence[Task], targets: Tensor, hours: Tensor) -> Tensor:
+    """float[..., K]: targets of beliefs held at float[...] hours, from the stays' targets float[..., K]."""
+    return torch.stack([task.at(targets[..., k], hours) for k, task in enumerate(tasks)], dim=-1)
+
+
 # ``target_phenotype_<name>`` of stays.parquet.
 PHENOTYPES = (
     "acute_and_unspecified_renal_failure",
@@ -191,23 +231,39 @@ PHENOTYPES = (
 TASKS: dict[str, Callable[[float], list[Task]]] = {
     "mortality": lambda gamma: [BinaryTask(MORTALITY.removeprefix("target_"), "in-hospital death", gamma)],
     "length_of_stay": lambda _: [HoursTask(LENGTH_OF_STAY.removeprefix("target_"), "length of stay", 12.0, 720.0)],
+    "remaining_length_of_stay": lambda _: [RemainingHoursTask()],
     "phenotyping": lambda gamma: [PhenotypeTask(name, gamma) for name in PHENOTYPES],
+}
+# Any other target of a prepared folder, such as a label of MEDS, by what stands before its name.
+LABELS: dict[str, Callable[[str, float], Task]] = {
+    "label:": lambda name, gamma: BinaryTask(name, name.replace("_", " "), gamma),
+    "hours:": lambda name, _: HoursTask(name, name.replace("_", " "), 0.0, float("inf")),
 }
 GROUP_TITLES = {PhenotypeTask.group: "phenotypes"}
 
 
 def build_tasks(names: Sequence[str], focal_gamma: float = 0.0) -> list[Task]:
-    """The tasks of these names, in order, one per target; an unknown name is an error that tells the nearest."""
+    """The tasks of these names, in order, one per target; an unknown name is an error that tells the nearest.
+
+    ``label:NAME`` and ``hours:NAME`` are the column ``target_NAME`` of the stays, 0 or 1, or hours.
+    """
+    tasks: list[Task] = []
     for name in names:
-        if name not in TASKS:
+        of = next((prefix for prefix in LABELS if name.startswith(prefix) and name != prefix), None)
+        if of is None and name not in TASKS:
             nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
             raise TrajlmError(
-                f"finetuning.tasks: {name!r} is not known; the nearest is {nearest!r}, all are {', '.join(TASKS)}"
+                f"finetuning.tasks: {name!r} is not known; the nearest is {nearest!r}, all are {', '.join(TASKS)}, "
+                "label:NAME and hours:NAME"
             )
-    return [task for name in names for task in TASKS[name](focal_gamma)]
+        tasks += TASKS[name](focal_gamma) if of is None else [LABELS[of](name.removeprefix(of), focal_gamma)]
+    twice = [task.target for i, task in enumerate(tasks) if task.target in {t.target for t in tasks[:i]}]
+    if twice:
+        raise TrajlmError(f"finetuning.tasks: {twice[0]} is predicted twice")
+    return tasks
 
 
-def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weights: Tensor, hours: Tensor) -> Tensor:
     """Loss of every stay: per task the weighted mean over its read-outs, summed over tasks.
 
     Args:
@@ -215,6 +271,7 @@ def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weight
         readouts: float[B, S, K].
         targets: float[B, K], NaN where unknown.
         weights: float[B, S], not negative; zero for padding. Normalised here per stay, so long stays do not dominate.
+        hours: float[B, S], hours since admission of each read-out.
 
     Returns:
         float[B].
@@ -222,6 +279,6 @@ def stay_losses(tasks: Sequence[Task], readouts: Tensor, targets: Tensor, weight
     share = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
     total = readouts.new_zeros(readouts.shape[0])
     for k, task in enumerate(tasks):
-        per_readout = task.loss(readouts[..., k], targets[:, k, None].expand(-1, readouts.shape[1]))
+        per_readout = task.loss(readouts[..., k], task.at(targets[:, k, None].expand(-1, readouts.shape[1]), hours))
         total = total + task.share * (per_readout * share).sum(dim=1)
     return total

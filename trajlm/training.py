@@ -50,6 +50,8 @@ class Stage:
         collate: positions and a random generator to a batch; the generator is None in evaluation.
         lengths: cost of each training stay, to batch stays of similar length; None batches at random.
         global_loss: the loss already spans all processes (negatives are gathered) and is not to be weighted.
+        chances: float[N], chance of each training stay to be the next one drawn, with replacement; None draws each stay
+            once per epoch.
         rate_factors: by prefix of a parameter's name, the share of the learning rate it is trained with.
         backward: a batch to its loss, the gradients left on the parameters, for a loss that takes more than a forward
             and a backward pass; several processes' gradients averaged. None: ``module`` forward, then backward.
@@ -62,6 +64,7 @@ class Stage:
     tuning: np.ndarray
     collate: Callable[[np.ndarray, np.random.Generator | None], Batch]
     lengths: np.ndarray | None = None
+    chances: np.ndarray | None = None
     rate_factors: dict[str, float] = field(default_factory=dict)
     global_loss: bool = False
     backward: Callable[[Any], Tensor] | None = None
@@ -129,6 +132,8 @@ def epoch_batches(stage: Stage, settings: LoopSettings, epoch: int, smallest: in
     """
     random = np.random.default_rng([settings.seed, epoch])
     order = random.permutation(stage.train)
+    if stage.chances is not None:
+        order = random.choice(stage.train, size=len(stage.train), p=stage.chances)
     size = settings.batch_size
     if stage.lengths is not None:
         length = dict(zip(stage.train.tolist(), stage.lengths.tolist(), strict=True))

@@ -23,7 +23,7 @@ from trajlm.latents import TrajectoryBatch, fits
 from trajlm.packing import SequenceReader
 from trajlm.reading import HoursEncoding, NewestFusion, Projector, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
-from trajlm.tasks import Task
+from trajlm.tasks import Task, targets_at
 from trajlm.views import CarriedState, ImageView, NumericView, TextView, View, numeric_view, single_events
 
 
@@ -251,7 +251,7 @@ class TrajectoryModel(nn.Module):
         kept = [i for i, fit in zip(known, read, strict=True) if fit]
         index = [self.encoders.modalities.index(timeline.events[i].modality) for i in kept]
         device = self.predict.device
-        targets = [[_number(timeline.targets.get(target)) for target in self.targets]]
+        targets = [[_number(timeline.stay_value(task.column)) for task in self.fitted_tasks]]
         return TrajectoryBatch(
             torch.tensor([timeline.stay_id], device=device),
             latents[torch.from_numpy(read).to(device)][None],
@@ -306,9 +306,10 @@ class TrajectoryModel(nn.Module):
             "modality": names[batch.modality.cpu()[stay, event].numpy()],
         }
         beliefs = self.beliefs_of(readouts)
+        own = targets_at(self.fitted_tasks, batch.targets[:, None].expand(-1, batch.hours.shape[1], -1), batch.hours)
         for k, target in enumerate(self.targets):
             columns[f"belief_{target}"] = beliefs[target].detach().cpu()[stay, event].double().numpy()
-            known = pl.Series(batch.targets[:, k].detach().cpu()[stay].double().numpy())
+            known = pl.Series(own[..., k].detach().cpu()[stay, event].double().numpy())
             columns[f"target_{target}"] = known.fill_nan(None)
         return pl.DataFrame(columns)
 

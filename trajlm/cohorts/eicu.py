@@ -22,6 +22,7 @@ from trajlm.cohorts.eicu_lab import LAB, read_labs
 from trajlm.cohorts.eicu_medication import MEDICATION, read_medication
 from trajlm.cohorts.eicu_readings import APS, VITAL_APERIODIC, VITAL_PERIODIC, read_readings
 from trajlm.cohorts.eicu_rows import STAY, STAY_ENDS, EventTables
+from trajlm.cohorts.eicu_scores import with_scores
 from trajlm.cohorts.eicu_stays import StudyCohort
 from trajlm.cohorts.leaks import length_leak
 from trajlm.cohorts.ledger import RowLedger
@@ -105,11 +106,12 @@ def read(raw: Path, settings: PrepareConfig, ledger: RowLedger, spool: Spool) ->
     for modality in modalities:
         if modality.name in _READERS:
             features[modality.name] = _READERS[modality.name](tables)
+    stays = with_scores(tables, cohort.close())
     return RawTimelines(
         release=_release_name(raw, released),
         modalities=modalities,
         features=tuple(feature for modality in modalities for feature in features[modality.name]),
-        stays=cohort.close(),
+        stays=stays,
         inputs=tuple(release.inputs),
         open_leaks=_open_leaks(settings),
         notes=tuple(release.notes),

@@ -28,7 +28,6 @@ from trajlm.errors import TrajlmError
 from trajlm.schema import (
     ADMISSION_RANK,
     MEASUREMENT_COLUMNS,
-    PHENOTYPE_PREFIX,
     STAY_COLUMNS,
     Feature,
     Modality,
@@ -177,9 +176,9 @@ def _features(mapping: MedsMapping, reader: EventReader, units: pl.DataFrame) ->
 
 def _stay_rows(kept: pl.DataFrame) -> pl.DataFrame:
     rank = pl.struct("start", "stay_id").rank("ordinal").over(PATIENT)
-    phenotypes = {name: pl.Int8() for name in kept.columns if name.startswith(PHENOTYPE_PREFIX)}
+    further = {c: kept.schema[c] for c in kept.columns if c.startswith("target_") and c not in STAY_COLUMNS}
     frame = kept.with_columns(rank.alias(ADMISSION_RANK)).drop("subject_id").rename({PATIENT: "subject_id"})
-    columns = {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **phenotypes}
+    columns = {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **further}
     return conform(frame.select(list(columns)), columns, "stays").sort("stay_id")
 
 

@@ -82,8 +82,8 @@ class MedsMapping:
         births: codes that date the birth, for ``age``.
         age: numeric modality that gets the age in years at the stay's start; null leaves it out.
         left_out: prefixes that are not wanted although a shorter one goes to a modality.
-        targets: mortality, length_of_stay (in hours) or phenotype_<name> to label files, relative to the dataset; may
-            hold wildcards.
+        targets: mortality, length_of_stay (in hours), phenotype_<name> or any other name to label files, relative to
+            the dataset; may hold wildcards.
         prediction_time: whether a label's prediction time closes the timeline of its stay, or is ignored (a leak).
         splits: dataset takes the dataset's own subject splits; own splits patients anew.
         patient_column: column of the data that names the patient, where a subject is less than a patient.
@@ -221,9 +221,11 @@ def _faults(mapping: MedsMapping) -> Iterator[str]:
         yield f"patient_column: expected a column beside the standard's, came {mapping.patient_column!r}"
     yield from _repeated_prefixes(mapping)
     for name in mapping.targets:
-        if name not in _TARGETS and not (name.startswith(PHENOTYPE) and name != PHENOTYPE):
-            nearest = difflib.get_close_matches(name, [*_TARGETS, f"{PHENOTYPE}<name>"], n=1, cutoff=0.0)[0]
-            yield f"targets.{name} is not a target; the nearest is targets.{nearest}"
+        if not _NAME.fullmatch(name) or name == PHENOTYPE:
+            yield f"targets.{name}: expected a name of lower-case letters, digits and _, came {name!r}"
+        meant = [] if name in _TARGETS else difflib.get_close_matches(name, _TARGETS, n=1, cutoff=0.9)
+        if meant:
+            yield f"targets.{name} is nearly the target {meant[0]}; write targets.{meant[0]}, or name it otherwise"
 
 
 def _repeated_prefixes(mapping: MedsMapping) -> Iterator[str]:

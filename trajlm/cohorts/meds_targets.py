@@ -12,7 +12,7 @@ from trajlm.cohorts.meds_index import PATIENT
 from trajlm.cohorts.meds_mapping import MedsMapping
 from trajlm.cohorts.meds_stays import LEFT_OUT, NO_STAY
 from trajlm.errors import TrajlmError, UnexpectedInput
-from trajlm.schema import LENGTH_OF_STAY, MORTALITY
+from trajlm.schema import LENGTH_OF_STAY, MORTALITY, PHENOTYPE_PREFIX
 from trajlm.schema import SPLITS as NAMES
 
 CLOSES = "closes"  # of a stay: the earliest prediction time of its labels
@@ -59,7 +59,10 @@ def with_targets(dataset: Dataset, mapping: MedsMapping, table: pl.DataFrame, su
 
 
 def _labels(dataset: Dataset, pattern: str, target: str, table: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
-    """``stay_id, prediction_time, value`` of the labels that stand, the earliest of each stay."""
+    """``stay_id, prediction_time, value`` of the labels that stand, the earliest of each stay.
+
+    Of a target that the contract does not know ``value`` is 0 or 1 where every label is, and else a number.
+    """
     taken = pl.DataFrame(schema={"stay_id": pl.Int64, "prediction_time": pl.Datetime("us")})
     read = []
     for part in dataset.labels(pattern):
@@ -78,7 +81,17 @@ def _labels(dataset: Dataset, pattern: str, target: str, table: pl.DataFrame, su
         frame = dataset.screen(part, frame, _shown(frame), [later])
         dataset.ledger.keep(part.table, frame.height)
         stands.append(frame.select(*taken.columns, "value"))
-    return pl.concat(stands)
+    labels = pl.concat(stands)
+    if _of_contract(target):
+        return labels
+    numbers = any(frame["float_value"].is_not_null().any() for _, frame in read)
+    binary = not numbers and labels["value"].is_in([0.0, 1.0]).all()
+    return labels.with_columns(pl.col("value").cast(pl.Int8)) if binary else labels
+
+
+def _of_contract(target: str) -> bool:
+    """Whether the contract says what the target's values are."""
+    return target in (MORTALITY, LENGTH_OF_STAY) or target.startswith(PHENOTYPE_PREFIX)
 
 
 def _shown(frame: pl.DataFrame) -> list[str]:
@@ -86,8 +99,13 @@ def _shown(frame: pl.DataFrame) -> list[str]:
 
 
 def _values(part: Part, frame: pl.DataFrame, target: str) -> pl.DataFrame:
-    """``frame`` with ``value``: Int8 of what happened, or float64 hours."""
-    if target == LENGTH_OF_STAY:
+    """``frame`` with ``value``: Int8 of what happened, float64 hours, or float64 of whatever another label holds."""
+    if not _of_contract(target):
+        happened, whole = (pl.col(name).cast(pl.Float64) for name in ("boolean_value", "integer_value"))
+        value = pl.coalesce("float_value", whole, happened)
+        refuse(part, frame, value.is_not_null() & ~value.is_finite(), "float_value", "a finite number")
+        expected = "float_value, integer_value or boolean_value"
+    elif target == LENGTH_OF_STAY:
         value = pl.coalesce("float_value", pl.col("integer_value").cast(pl.Float64))
         refuse(part, frame, ~value.is_finite() | (value < 0), "float_value", "hours, 0 or more")
         expected = "float_value, the length of stay in hours"

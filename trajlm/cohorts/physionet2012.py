@@ -42,6 +42,7 @@ DEFAULT_BIN_HOURS = 0.0
 RECORDED_HOURS = 48.0  # stays shorter than this are not in the release, and nothing later is recorded
 
 RAW_COLUMNS = ("Time", "Parameter", "Value")
+SCORES = {"SAPS-I": "score_saps_i", "SOFA": "score_sofa"}  # where the outcomes file has them; -1 is unknown
 OUTCOME_COLUMNS = ("RecordID", "Length_of_stay", "In-hospital_death")
 
 
@@ -117,13 +118,15 @@ def _read_set(source: RecordSet, settings: PrepareConfig, ledger: RowLedger) -> 
         MORTALITY,
         LENGTH_OF_STAY,
         pl.lit(0, dtype=pl.Int64).alias(ADMISSION_RANK),
+        *SCORES.values(),
     )
     inputs = records.inputs if source.outcomes is None else (*records.inputs, str(source.outcomes))
     described = pl.col("modality") == MODALITIES[0].name
     bare = ids.height - measurements.filter(~described)["stay_id"].n_unique()
     notes = [f"{source.name}: {note}" for note in (*records.notes, *outcome_notes)]
     notes.append(f"{source.name}: {bare} stays hold nothing beyond descriptors and stay in the cohort")
-    stays = conform(stays, {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64()}, source.name)
+    scores = dict.fromkeys(SCORES.values(), pl.Float64())
+    stays = conform(stays, {**STAY_COLUMNS, ADMISSION_RANK: pl.Int64(), **scores}, source.name)
     return _Set(stays, conform(measurements, MEASUREMENT_COLUMNS, source.name), inputs, tuple(notes))
 
 
@@ -211,9 +214,10 @@ def _screen(table: str, rows: pl.DataFrame, window_hours: float | None, ledger: 
 
 
 def _outcomes(source: RecordSet, ids: pl.DataFrame, ledger: RowLedger) -> tuple[pl.DataFrame, list[str]]:
-    """``stay_id`` with both targets, for every stay of the set, and notes."""
+    """``stay_id`` with both targets and the severity scores, for every stay of the set, and notes."""
     if source.outcomes is None:
         nothing = [pl.lit(None, pl.Int8).alias(MORTALITY), pl.lit(None, pl.Float64).alias(LENGTH_OF_STAY)]
+        nothing += [pl.lit(None, pl.Float64).alias(name) for name in SCORES.values()]
         return ids.with_columns(nothing), [f"no {source.outcomes_name} beside it, so no targets"]
     where, file = source.outcomes.parent, source.outcomes.name
     lines = split_lines(where, {file: (0, source.outcomes.read_bytes())})
@@ -228,6 +232,11 @@ def _outcomes(source: RecordSet, ids: pl.DataFrame, ledger: RowLedger) -> tuple[
     _fault(where, table, stay_id.is_null() | stay_id.is_duplicated(), "RecordID", "a whole number, once")
     _fault(where, table, ~death.is_in([0.0, 1.0]), "In-hospital_death", "0 or 1")
     _fault(where, table, ~((days >= 0) & days.is_finite() | (days == -1)), "Length_of_stay", "days, or -1 for unknown")
+    points = {raw: pl.col(raw).cast(pl.Float64, strict=False) for raw in SCORES if raw in header}
+    for raw, value in points.items():
+        _fault(where, table, ~((value >= 0) & value.is_finite() | (value == -1)), raw, "points, or -1 for unknown")
+    scores = [pl.when(points[raw] >= 0).then(points[raw]).alias(score) if raw in points
+              else pl.lit(None, pl.Float64).alias(score) for raw, score in SCORES.items()]  # fmt: skip
     name = f"Outcomes-{source.letter}"
     ledger.read(name, table.height)
     known = table.with_columns(stay_id.alias("stay_id")).join(ids, on="stay_id", how="semi")
@@ -240,5 +249,5 @@ def _outcomes(source: RecordSet, ids: pl.DataFrame, ledger: RowLedger) -> tuple[
         raise UnexpectedInput(source.outcomes, expected="a row for every record of the set", came=came)
     hours = pl.when(days >= 0).then(days * 24).alias(LENGTH_OF_STAY)
     targets = ids.join(known, on="stay_id", how="left", maintain_order="left")
-    targets = targets.select("stay_id", death.cast(pl.Int8).alias(MORTALITY), hours)
+    targets = targets.select("stay_id", death.cast(pl.Int8).alias(MORTALITY), hours, *scores)
     return targets, [f"{targets[LENGTH_OF_STAY].null_count()} stays have no known length of stay (-1)"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trajlm.alignment import inject_missing_tokens
@@ -24,7 +23,8 @@ from trajlm.interpret.ablation import NOTHING, cohort_batches, known_targets
 from trajlm.latents import Latents, StaticBatch, TrajectoryBatch
 from trajlm.metrics import METRICS, Kind, bootstrap_interval
 from trajlm.schema import HELD_OUT
-from trajlm.static import StaticBaseline
+from trajlm.static import StaticBaseline, load_fusion
+from trajlm.tasks import targets_at
 from trajlm.trajectory import TrajectoryModel
 
 REMOVAL_COLUMNS: dict[str, pl.DataType] = {
@@ -57,6 +57,8 @@ def sequence_without(
     model.eval()
     frames = []
     for batch in batches:
+        last_hours = batch.hours.gather(1, batch.present.sum(dim=1, keepdim=True) - 1)[:, 0]
+        targets = targets_at(model.fitted_tasks, batch.targets, last_hours)
         for removed in sets:
             lost = torch.isin(batch.modality, torch.tensor([model.encoders.modalities.index(m) for m in removed],
                                                            device=batch.modality.device)) & batch.present  # fmt: skip
@@ -65,7 +67,7 @@ def sequence_without(
                 kept = batch.select(left).keep(~lost[left])
                 rows, last = torch.arange(int(left.sum())), kept.present.sum(dim=1).cpu() - 1
                 readouts = model(kept).readouts.cpu()[rows, last]
-                frames.append(_frame(model, kept.stay_ids, removed, lost[left].any(dim=1), readouts, kept.targets))
+                frames.append(_frame(model, kept.stay_ids, removed, lost[left].any(dim=1), readouts, targets[left]))
     return pl.concat(frames)
 
 
@@ -81,9 +83,10 @@ def fusion_without(
         lost = torch.tensor([name in removed for name in model.encoders.modalities]) & batch.present
         left = (batch.present & ~lost).any(dim=1)
         latents = inject_missing_tokens(batch.latents[left], (batch.present & ~lost)[left], tokens)
-        kept = StaticBatch(batch.stay_ids[left], latents, (batch.present & ~lost)[left], batch.targets[left])
-        changed = lost[left].any(dim=1)
-        frames.append(_frame(model, kept.stay_ids, removed, changed, fusion.readouts(kept), kept.targets))
+        present, hours = (batch.present & ~lost)[left], batch.hours[left]
+        kept = StaticBatch(batch.stay_ids[left], latents, present, batch.targets[left], hours)
+        changed, targets = lost[left].any(dim=1), targets_at(model.fitted_tasks, kept.targets, hours)
+        frames.append(_frame(model, kept.stay_ids, removed, changed, fusion.readouts(kept), targets))
     return pl.concat(frames)
 
 
@@ -150,11 +153,9 @@ def run_removals(run: Path, targets: Sequence[tuple[str, Kind]], resamples: int)
     positions = np.array([prepared.position(stay) for stay in beliefs["stay_id"].unique().sort()])
     sets = removals(model.encoders.modalities)
     found = {SEQUENCE: sequence_without(model, cohort_batches(model, prepared, latents, positions), sets)}
-    for name, kind in FUSIONS.items():
-        weights = run / BASELINE_ARMS[name] / "model.safetensors"
-        if weights.exists():
-            fusion = StaticBaseline(kind(len(latents.modalities), model.encoders.latent_width), model.fitted_tasks)
-            fusion.load_state_dict(load_file(weights))
+    for name in FUSIONS:
+        fusion = load_fusion(run, name, latents, model.fitted_tasks)
+        if fusion is not None:
             batch = latents.static(positions, known_targets(model, prepared, positions))
             found[BASELINE_ARMS[name]] = fusion_without(model, fusion, batch, sets)
     frames = [removal_rows(frame, prepared.stays, targets, arm, resamples, 0) for arm, frame in found.items()]

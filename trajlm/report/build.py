@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES, beliefs_path
+from trajlm.arms import ARM_TITLES, arm_title, beliefs_path
 from trajlm.checkpoint import read_run
 from trajlm.dataset import Prepared
 from trajlm.interpret.attention import StayAttention
@@ -158,7 +158,7 @@ def _landmark(hours: float | None) -> str:
 
 def _arms(metrics: dict[str, Any], other: OtherRun | None) -> dict[str, list[dict[str, Any]]]:
     """Held-out rows of every arm by its title; of the run compared with, the sequence model's."""
-    arms = {ARM_TITLES.get(arm, arm): rows for arm, rows in metrics["arms"][HELD_OUT].items()}
+    arms = {arm_title(arm): rows for arm, rows in metrics["arms"][HELD_OUT].items()}
     if other is not None:
         arms[other_title(other)] = other.metrics["arms"][HELD_OUT]["sequence"]
     return arms
@@ -180,7 +180,7 @@ def _arm_metrics(metrics: dict[str, Any], other: OtherRun | None) -> pl.DataFram
 def _difference(metrics: dict[str, Any]) -> pl.DataFrame:
     schema = {name: pl.Float64() if name in ("value", "low", "high") else pl.String() for name in DIFFERENCE_COLUMNS}
     last = [row for row in metrics["difference"] if row["landmark"] is None]
-    named = [row | {"against": ARM_TITLES.get(row["against"], row["against"])} for row in last]
+    named = [row | {"against": arm_title(row["against"])} for row in last]
     return pl.DataFrame([{name: row[name] for name in schema} for row in named], schema=schema)
 
 
@@ -199,7 +199,7 @@ def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
 def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any], other: OtherRun | None) -> pl.DataFrame:
     """Reliability of every arm's last held-out beliefs, probabilities only."""
     rows = []
-    files = {ARM_TITLES.get(arm, arm): beliefs_path(run, arm) for arm in metrics["arms"][HELD_OUT]}
+    files = {arm_title(arm): beliefs_path(run, arm) for arm in metrics["arms"][HELD_OUT]}
     if other is not None:
         files[other_title(other)] = beliefs_path(other.run, "sequence")
     for arm, path in files.items():
@@ -224,7 +224,9 @@ def _presence(manifest: dict[str, Any]) -> pl.DataFrame:
 
 
 def _training(epochs: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    rows = [(STAGE_TITLES.get(e["arm"], e["arm"]), e["epoch"], e["train_loss"], e["tuning_loss"]) for e in epochs]
+    # A static arm is fitted many times: its trials are in tuning.json and log.jsonl.
+    shown = [e for e in epochs if "/" not in e["arm"]]
+    rows = [(STAGE_TITLES.get(e["arm"], e["arm"]), e["epoch"], e["train_loss"], e["tuning_loss"]) for e in shown]
     return pl.DataFrame(rows, schema=["stage", "epoch", "train_loss", "tuning_loss"], orient="row")
 
 
