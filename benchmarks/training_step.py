@@ -135,9 +135,10 @@ def main() -> None:
         "# A training step beside the bare backbone",
         "",
         f"`python benchmarks/training_step.py --data PREPARED --backbones {' '.join(arguments.backbones)} --batches "
-        f"{arguments.batches} --batch-size {arguments.batch_size}`, {machine()}, {torch.get_num_threads()} of them used; PhysioNet 2012 set A, the "
-        "defaults of `FinetuningConfig`, no modality dropout. Padding is of an epoch; speed counts positions that hold "
-        "an event or a [PREDICT], per second of the processor; the last column is it over the bare backbone's.",
+        f"{arguments.batches} --batch-size {arguments.batch_size}`, {machine()}, {torch.get_num_threads()} used. "
+        "PhysioNet 2012 set A, defaults of `FinetuningConfig`, no modality dropout. Padding is of an epoch; speed is "
+        "of positions that hold an event or a [PREDICT], per second of the processor; the last column is it over the "
+        "bare backbone's.",
         "",
         "| backbone | batching | padding | positions per second | of the bare backbone |",
         "|---|---|---|---|---|",
