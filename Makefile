@@ -35,7 +35,7 @@ VISION = .venv-vision
 VISION_PYTHON = $(VISION)/bin/python
 
 test-vision: $(VISION)/.ready
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/vision:tests:. $(VISION_PYTHON) -m pytest tests/vision/check_image_towers.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/vision:tests:. $(VISION_PYTHON) -m pytest tests/vision/check_image_towers.py
 
 $(VISION)/.ready: pyproject.toml constraints.txt
 	test -x $(VISION_PYTHON) || $(PYTHON) -m venv $(VISION)
