@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from test_report_browser import browser  # noqa: F401, a fixture
+from test_report_browser import browser, until  # noqa: F401, browser is a fixture
 
 from trajlm.errors import TrajlmError
 from trajlm.inspector.editing import Edits, edited
@@ -97,8 +97,8 @@ def test_events_are_dropped_changed_and_added_in_order_of_time(model, stay):
         ({"drop": ["x"]}, "place of an event"),
         ({"drop": [999_999]}, "asked for 999999"),
         ({"change": {"1": 5}}, "an object for every event"),
-        ({"change": {"1": {"values": {"99999": 1.0}}}}, "has no feature"),
-        ({"change": {"1": {"hours": -1}}}, "hours since admission"),
+        ({"change": {"0": {"values": {"99999": 1.0}}}}, "has no feature"),
+        ({"change": {"0": {"hours": -1}}}, "hours since admission"),
         ({"add": [{"hours": 1.0, "modality": "series", "values": {}}]}, "needs a measurement"),
         ({"add": [{"hours": 1.0, "modality": "chest_xray"}]}, "cannot be added"),
         ({"add": [{"hours": 1.0, "modality": "../../etc"}]}, "never learned"),
@@ -205,7 +205,7 @@ class Bench:
         self.page.goto(server.url)
 
     def settled(self):
-        self.page.wait_for_function("document.getElementById('state').textContent.includes('agree to')")
+        until(self.page, "document.getElementById('state').textContent.includes('agree to')")
 
     def do(self, action):
         """Do something that changes beliefs, and wait until they are stated anew."""
@@ -284,7 +284,7 @@ def test_what_is_shown_is_what_the_model_believes_of_the_edited_stay(bench, mode
 def test_a_stay_that_is_not_there_is_said(bench):
     bench.page.fill("#stay-id", "12")
     bench.page.click("#load")
-    bench.page.wait_for_function("document.getElementById('state').textContent.startsWith('Not done')")
+    until(bench.page, "document.getElementById('state').textContent.startsWith('Not done')")
     bench.complaints[:] = [
         text for text in bench.complaints if "400" not in text
     ]  # the browser's own note of a refusal

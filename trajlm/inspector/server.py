@@ -132,13 +132,14 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps({"error": why}))
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
-        self._start(status, kind)
-        self.wfile.write(text.encode())
+        body = text.encode()
+        self._start(status, kind, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
 
-    def _start(self, status: HTTPStatus, kind: str) -> None:
+    def _start(self, status: HTTPStatus, kind: str, more: dict[str, str] | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        for name, value in HEADERS.items():
+        for name, value in (HEADERS | (more or {})).items():
             self.send_header(name, value)
         self.end_headers()
 
