@@ -36,6 +36,7 @@ ORDER = [
     ["interception"],
     ["trajectory"],
     ["anchoring"],
+    ["mitigation"],
     ["scores", "delong"],
     ["metrics"],
     ["summaries", "tabular_models", "calibration"],

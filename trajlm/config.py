@@ -271,6 +271,10 @@ class FinetuningConfig:
         weight_averaging: share of a running mean of the weights that a step keeps; the means are what is evaluated and
             saved. 0 takes the weights as they are.
         modality_dropout: probability that all events of one modality of a stay are ablated, in training only.
+        drift_penalty: weight of the mean squared change of a stay's read-outs once one random modality is ablated, in
+            training only; costs a second reading of each batch. 0 is the paper.
+        anchoring_penalty: weight of the share of the last layer's attention that read-outs put on demographics once one
+            random modality is ablated; likewise.
         loss_over: which read-outs of a stay count: all alike, rising (by the square root of their hour, so that what is
             known late weighs more), or the last one only.
         event_context: own embeds every event alone (the paper); newest brings along the newest event of every other
@@ -315,6 +319,8 @@ class FinetuningConfig:
     warmup_fraction: float = 0.1
     weight_averaging: float = 0.99
     modality_dropout: float = 0.2
+    drift_penalty: float = 0.0
+    anchoring_penalty: float = 0.0
     loss_over: Literal["all", "rising", "last"] = "rising"
     event_context: Literal["own", "newest"] = "newest"
     event_latents: Literal["own", "history", "both"] = "both"
@@ -339,6 +345,8 @@ class FinetuningConfig:
         _require(self.learning_rate > 0, "finetuning.learning_rate must be positive")
         _require(0 <= self.warmup_fraction < 1, "finetuning.warmup_fraction must lie in [0, 1)")
         _require(0 <= self.modality_dropout <= 1, "finetuning.modality_dropout must lie in [0, 1]")
+        for name in ("drift_penalty", "anchoring_penalty"):
+            _require(getattr(self, name) >= 0, f"finetuning.{name} must not be negative")
         for name in ("dropout", "input_dropout", "weight_averaging"):
             _require(0 <= getattr(self, name) < 1, f"finetuning.{name} must lie in [0, 1)")
         _require(self.max_events >= 2, "finetuning.max_events must be at least 2")

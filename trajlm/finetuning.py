@@ -35,6 +35,7 @@ from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
 from trajlm.latents import Latents, TrajectoryBatch, cache_latents
+from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
@@ -52,12 +53,15 @@ HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at
 class SequenceObjective(nn.Module):
     """Mean loss of a batch of timelines over their read-outs (``loss_over``).
 
-    In training all events of one random modality are ablated with some probability, as a user may lack it.
+    In training all events of one random modality are ablated with some probability, as a user may lack it; where
+    penalties are asked for, each batch is read a second time without another one (:mod:`trajlm.mitigation`).
     """
 
     def __init__(self, model: TrajectoryModel, config: FinetuningConfig) -> None:
         super().__init__()
         self.model = model
+        self.penalties = Penalties(config.drift_penalty, config.anchoring_penalty)
+        self.penalties.check(model)
         self.modality_dropout, self.loss_over = config.modality_dropout, config.loss_over
         self.packed = config.batching == "packed"
         self.balanced = config.sampling == "balanced"
@@ -76,6 +80,9 @@ class SequenceObjective(nn.Module):
         losses = stay_losses(tasks, readouts, batch.targets, weights, batch.hours)
         if self.training and self.balanced:
             losses = losses * importance(tasks, batch.targets)
+        if self.training and self.penalties.any:
+            gone = random_modality(batch, 1.0)
+            return losses.mean() + self.penalties(self.model, batch, readouts, gone, weights)
         return losses.mean()
 
 

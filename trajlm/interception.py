@@ -206,9 +206,10 @@ def intercepted(backbone: nn.Module, interception: Interception) -> Iterator[Int
 def attention_layers(backbone: nn.Module) -> list[int]:
     """Layers whose attention can be watched, found by running two positions through the backbone; maybe none."""
     interception = Interception(dict.fromkeys(layer_numbers(backbone, range(depth(backbone))), lambda call: call.query))
-    some = next(backbone.parameters())
+    # As a sequence comes to it, whatever the weights are held in.
+    two = torch.zeros(1, 2, hidden_width(backbone), device=next(backbone.parameters()).device)
     with suppress(TrajlmError), intercepted(backbone, interception):
-        backbone(inputs_embeds=some.new_zeros(1, 2, hidden_width(backbone)), use_cache=False)
+        backbone(inputs_embeds=two, use_cache=False)
     return sorted(interception.seen)
 
 

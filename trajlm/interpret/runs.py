@@ -12,6 +12,7 @@ import polars as pl
 
 from trajlm.assemble import load_trajectory_model
 from trajlm.checkpoint import data_fingerprint, read_run
+from trajlm.columns import read_note
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.latents import Latents
@@ -75,7 +76,7 @@ def open_run(run: Path | str, data: Path | str | None = None) -> OpenRun:
     prepared = load_prepared(data or about["recipe"]["data"])
     if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
         raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
-    if not (folder / "latents" / "key.json").exists():
+    if read_note(folder / "latents") is None:
         raise TrajlmError(f"{folder} has no latents/ any more; run finetune.py again")
     model = load_trajectory_model(folder)
     return OpenRun(
