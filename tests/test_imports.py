@@ -29,12 +29,14 @@ ORDER = [
     ["latents"],
     ["presets", "tasks", "fusions"],
     ["packing", "adapters"],
+    ["caches"],
     ["quantisation"],
     ["backbones", "hardware"],
     ["memory"],
     ["reading", "sampling"],
     ["interception"],
     ["trajectory"],
+    ["streaming"],
     ["anchoring"],
     ["mitigation"],
     ["scores", "delong"],
@@ -62,7 +64,7 @@ ORDER = [
 ]
 STAGE = {name: stage for stage, names in enumerate(ORDER) for name in names}
 # Conveniences a user reaches through the model or the package, imported only when called for.
-LATE = {("trajlm.trajectory", "trajlm.assemble")}
+LATE = {("trajlm.trajectory", "trajlm.assemble"), ("trajlm.trajectory", "trajlm.streaming")}
 
 
 def modules() -> dict[str, Path]:

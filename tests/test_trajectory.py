@@ -202,7 +202,7 @@ def test_streaming_carries_state_between_events():
         stream = model.stream()
         for event in [*history, last]:
             stream.push(event)
-        states.append(stream._state["labs"].value)
+        states.append(stream.streams._stays[0].carried["labs"].value)
         batch = model.encode_timeline(timeline_of([*history, last]))
         alone = model.encoders.encode("labs", event_view(model.readers["labs"], [last]))
         assert not torch.allclose(batch.latents[0, -1], alone[0])
@@ -324,7 +324,7 @@ def test_interleaving_keeps_the_order_of_events():
 
 
 def test_every_event_goes_through_the_projector_of_its_modality():
-    model, batch = toy_model(hours=False, context="own"), toy_batch([5, 3])
+    model, batch = toy_model(time_encoding="off", context="own"), toy_batch([5, 3])
     with torch.no_grad():
         embedded = model.embed(batch)
         for row, step in batch.present.nonzero().tolist():

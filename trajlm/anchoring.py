@@ -47,6 +47,7 @@ def read_with_static_share(
     Raises:
         TrajlmError: the layer does not exist or has no attention.
     """
+    model.require_no_prompt("attention maps")
     (number,) = layer_numbers(model.backbone, [layer])
     static = is_static(model, batch)
 

@@ -17,6 +17,7 @@ from trajlm.backbones import (
     config_of,
     load_adapter,
     load_trunk,
+    prompt_tokens,
     starts_at_random,
     tunes_fully,
     use_attention,
@@ -27,6 +28,7 @@ from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.hardware import means_of
+from trajlm.metrics import LANDMARKS
 from trajlm.presets import family_of
 from trajlm.schema import TRAIN, FittedFeature, Modality
 from trajlm.tasks import Task, build_tasks
@@ -86,7 +88,10 @@ def load_encoders(run: Path, prepared: Prepared) -> tuple[AlignedEncoders, Encod
 def _reading(config: FinetuningConfig) -> dict[str, Any]:
     """How a model reads events, as arguments of :class:`TrajectoryModel`."""
     return {
-        "hours": config.time_encoding == "hours",
+        "time_encoding": config.time_encoding,
+        "modality_embedding": config.modality_embedding,
+        "readout_at": config.readout_at,
+        "landmarks": [landmark for landmark in LANDMARKS if landmark is not None],
         "reach": config.event_latents,
         "context": config.event_context,
         "inputs": config.event_inputs,
@@ -112,6 +117,7 @@ def build_trajectory_model(
         prepared.features,
         prepared.image_pixels,
         **_reading(recipe.finetuning),
+        prompt_ids=prompt_tokens(recipe.finetuning.prompt, recipe.backbone.name),
         bf16=means.bf16,
         flash=means.attention == "flash",
     )
@@ -162,6 +168,7 @@ def load_trajectory_model(run: Path | str) -> TrajectoryModel:
         features,
         inputs["image_pixels"],
         **_reading(FinetuningConfig(**settings["finetuning"])),
+        prompt_ids=inputs["prompt_ids"],
     )
     weights = load_file(folder / SEQUENCE_WEIGHTS)
     expected = set(_without_backbone(model))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from trajlm.adapters import add_lora
 from trajlm.config import BackboneConfig
@@ -164,6 +164,26 @@ def token_embeddings(backbone: nn.Module) -> torch.Tensor:
     table = trunk.get_input_embeddings()
     step = -(-table.weight.shape[0] // MOST_SAMPLED)
     return table(torch.arange(0, table.weight.shape[0], step, device=table.weight.device)).float()
+
+
+def prompt_tokens(prompt: str | None, name: str) -> list[int]:
+    """A text as tokens of a backbone's own vocabulary; none for no text.
+
+    Raises TrajlmError where the backbone has no tokenizer.
+    """
+    if not prompt:
+        return []
+    preset = presets().get(name)
+    if preset and preset.random:
+        raise TrajlmError(f"finetuning.prompt: backbone {name!r} starts at random and has no tokenizer; set it to null")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise TrajlmError(
+            f"finetuning.prompt: backbone {name!r} has no tokenizer that could be read: {said}"
+        ) from error
+    return list(tokenizer(prompt)["input_ids"])
 
 
 def describe(name: str) -> str:

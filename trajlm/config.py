@@ -288,8 +288,13 @@ class FinetuningConfig:
             read-out of the event's embedding, so that the backbone need only learn what history adds.
         dropout: on event embeddings and before the read-outs, in training.
         input_dropout: share of latents' and states' entries left out of an event, in training.
-        time_encoding: add an embedding of the hours since admission to every event; off is the paper.
-        max_events: longest timeline; later events that are not static are not read and get no belief.
+        time_encoding: add to every event an encoding of the hours since admission, or of its place in the timeline
+            alone (order); off is the paper.
+        modality_embedding: add to every event a learned vector of its modality.
+        prompt: text that stands before the first event, as tokens of the backbone's own vocabulary; null is none.
+        readout_at: which beliefs count, in the loss and in beliefs.parquet: those after every event, or the last one
+            up to every full hour, or up to every landmark (6, 12, 24, 48 hours) and the end.
+        max_events: longest timeline: of later events only static ones are read; the others get no belief.
         baselines: what to compare with, on the same stays, refitted for each landmark: mlp and lstm fuse the latents of
             what was known by then; logistic and lightgbm (an extra: trajlm[trees]) read summary features; severity is
             a logistic regression on each severity score of the release alone, from 24 hours on.
@@ -328,7 +333,10 @@ class FinetuningConfig:
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     dropout: float = 0.3
     input_dropout: float = 0.4
-    time_encoding: Literal["hours", "off"] = "hours"
+    time_encoding: Literal["hours", "order", "off"] = "hours"
+    modality_embedding: bool = False
+    prompt: str | None = None
+    readout_at: Literal["event", "hour", "landmarks"] = "event"
     max_events: int = 1000
     baselines: list[str] = field(default_factory=lambda: ["mlp", "logistic"])
     ensembles: list[str] = field(default_factory=list)

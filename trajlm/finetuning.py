@@ -70,7 +70,7 @@ class SequenceObjective(nn.Module):
         """float[]."""
         if self.training and self.modality_dropout > 0:
             batch = batch.keep(~random_modality(batch, self.modality_dropout))
-        weights = batch.present.float()
+        weights = self.model.counted(batch).float()
         if self.loss_over == "rising":
             weights = weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
         elif self.loss_over == "last":

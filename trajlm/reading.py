@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 from trajlm.encoders.numeric import AGE_KNOTS, OUTERMOST, VALUE_KNOTS, PiecewiseShares
 
 
-class HoursEncoding(nn.Module):
-    """Sines and cosines of the hours since admission, periods from half an hour to six weeks, mapped to LLM width."""
+class WaveEncoding(nn.Module):
+    """Sines and cosines of a number, periods from 0.5 to 1,000, mapped to LLM width.
+
+    Of hours since admission these are half an hour to six weeks; of places in a timeline, two to a thousand events.
+    """
 
     frequencies: Tensor
 
@@ -22,9 +27,9 @@ class HoursEncoding(nn.Module):
         nn.init.normal_(self.project.weight, std=0.1 * scale)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, hours: Tensor) -> Tensor:
-        """float[..., H] of hours float[...]."""
-        angle = hours[..., None] * self.frequencies
+    def forward(self, numbers: Tensor) -> Tensor:
+        """float[..., H] of float[...]."""
+        angle = numbers[..., None] * self.frequencies
         return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
 
@@ -109,3 +114,20 @@ def newest_position(modality: Tensor, present: Tensor, index: int) -> Tensor:
     """
     position = torch.arange(modality.shape[1], device=modality.device).expand_as(modality)
     return torch.where(present & (modality == index), position, -1).cummax(dim=1).values
+
+
+def counted_readouts(hours: Tensor, present: Tensor, at: str, landmarks: Sequence[float]) -> Tensor:
+    """bool[B, S]: after which events a belief counts.
+
+    Args:
+        hours, present: of a :class:`TrajectoryBatch`.
+        at: ``event`` counts all; ``hour`` the last event up to every full hour, ``landmarks`` up to each of these and
+            the last of the stay. An event at exactly that time belongs to it.
+        landmarks: hours since admission, rising.
+    """
+    if at == "event":
+        return present
+    edges = torch.tensor(landmarks, dtype=hours.dtype, device=hours.device)
+    period = hours.ceil() if at == "hour" else torch.bucketize(hours.contiguous(), edges)
+    goes_on = (period[:, 1:] == period[:, :-1]) & present[:, 1:]
+    return present & ~nn.functional.pad(goes_on, (0, 1), value=False)

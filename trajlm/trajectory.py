@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -21,10 +20,13 @@ from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.packing import SequenceReader
-from trajlm.reading import HoursEncoding, NewestFusion, Projector, to_width
+from trajlm.reading import NewestFusion, Projector, WaveEncoding, counted_readouts, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import Task, targets_at
-from trajlm.views import CarriedState, ImageView, NumericView, TextView, View, numeric_view, single_events
+from trajlm.views import ImageView, TextView, View, numeric_view, single_events
+
+if TYPE_CHECKING:
+    from trajlm.streaming import BeliefStream, BeliefStreams
 
 
 @dataclass
@@ -32,18 +34,17 @@ class TrajectoryOutput:
     """What the model computed, by name.
 
     Attributes:
-        embeddings: float[B, 2S, H], the sequence the backbone read: event, [PREDICT], event, [PREDICT], ...
+        embeddings: float[B, P + 2S, H], the sequence the backbone read: the P tokens of a prompt, then event,
+            [PREDICT], event, [PREDICT], ...
         hidden: float[B, S, H], the backbone's state at every [PREDICT].
         readouts: float[B, S, K], one per task, before it becomes a belief.
         predict_positions: int64[S], where the [PREDICT]s stand in the sequence.
-        cache: the backbone's cache, when one was asked for.
     """
 
     embeddings: Tensor
     hidden: Tensor
     readouts: Tensor
     predict_positions: Tensor
-    cache: Any = None
 
 
 def interleave(events: Tensor, predict: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,13 @@ class TrajectoryModel(nn.Module):
         backbone: a decoder that takes ``inputs_embeds`` and returns ``last_hidden_state``.
         tasks: fitted tasks, in order.
         modalities, features, image_pixels: of the prepared folder the model was trained on, to read raw events.
-        hours: add an encoding of the hours since admission to every event.
+        time_encoding: add to every event an encoding of the hours since admission (hours), of how many events came
+            before it (order), or nothing (off).
+        modality_embedding: add to every event a learned vector of its modality.
+        prompt_ids: tokens of the backbone's vocabulary that stand before the first event.
+        readout_at: which beliefs count, in the loss and in tables: all (event), or the last one up to every full hour
+            (hour) or up to every landmark and the end (landmarks).
+        landmarks: hours since admission, rising.
         reach: what an event's latent tells of: the event alone (own), its modality's events so far (history) or both.
         context: what an event brings along: nothing (own) or the newest event of every other modality (newest).
         inputs: what of an event is read: its latent, its latent and its carried-forward state (latent_and_state), or
@@ -83,6 +90,8 @@ class TrajectoryModel(nn.Module):
         flash: train under FlashAttention 2; beliefs are computed under sdpa in float32.
     """
 
+    prompt_ids: Tensor
+
     def __init__(
         self,
         encoders: AlignedEncoders,
@@ -91,7 +100,11 @@ class TrajectoryModel(nn.Module):
         modalities: Sequence[Modality],
         features: Sequence[FittedFeature],
         image_pixels: int,
-        hours: bool = True,
+        time_encoding: str = "hours",
+        modality_embedding: bool = False,
+        prompt_ids: Sequence[int] = (),
+        readout_at: str = "event",
+        landmarks: Sequence[float] = (),
         context: str = "own",
         reach: Reach = "own",
         inputs: str = "latent",
@@ -104,6 +117,13 @@ class TrajectoryModel(nn.Module):
         flash: bool = False,
     ) -> None:
         super().__init__()
+        self.reading = {
+            "time_encoding": time_encoding, "modality_embedding": modality_embedding, "prompt_ids": list(prompt_ids),
+            "readout_at": readout_at, "landmarks": list(landmarks), "context": context, "inputs": inputs,
+            "readout": readout, "max_events": max_events, "predict_visible": predict_visible,
+        }  # fmt: skip
+        if prompt_ids and not predict_visible:
+            raise TrajlmError("finetuning.prompt: not with finetuning.predict_visible false; leave one of them out")
         width = hidden_width(backbone)
         vocabulary = token_embeddings(backbone)
         scale = float(vocabulary.std())
@@ -128,7 +148,13 @@ class TrajectoryModel(nn.Module):
         self.mixers = nn.ModuleDict({m: to_width(width, scale) for m in mixed})
         self.dropout = nn.Dropout(dropout)
         self.predict = nn.Parameter(vocabulary.mean(dim=0) + scale * torch.randn(width))
-        self.hours = HoursEncoding(width, scale) if hours else None
+        self.time_encoding = time_encoding
+        self.time = WaveEncoding(width, scale) if time_encoding != "off" else None
+        self.kinds = nn.Embedding(len(encoders.modalities), width) if modality_embedding else None
+        if self.kinds is not None:
+            nn.init.normal_(self.kinds.weight, std=0.1 * scale)
+        self.register_buffer("prompt_ids", torch.tensor(list(prompt_ids), dtype=torch.long), persistent=False)
+        self.readout_at, self.landmarks = readout_at, tuple(landmarks)
         self.tasks = nn.ModuleList(tasks)
         self.heads = nn.ModuleDict({t.target: _head(width, dropout) for t in tasks})
         direct = tasks if readout == "predict_and_event" else []
@@ -156,8 +182,13 @@ class TrajectoryModel(nn.Module):
         """The tasks, in the order of the read-outs."""
         return [task for task in self.tasks if isinstance(task, Task)]
 
-    def embed(self, batch: TrajectoryBatch) -> Tensor:
-        """float[B, S, H] embeddings of the events; every event goes through its modality's projector."""
+    def embed(self, batch: TrajectoryBatch, places: Tensor | None = None) -> Tensor:
+        """float[B, S, H] embeddings of the events; every event goes through its modality's projector.
+
+        Args:
+            batch: the events.
+            places: int64[B, S], how many events of its stay came before each; None counts those of the batch.
+        """
         events = self.predict.new_zeros(*batch.present.shape, self.predict.shape[0])
         placed = 0
         for index, name in enumerate(self.encoders.modalities):
@@ -173,9 +204,30 @@ class TrajectoryModel(nn.Module):
         if self.newest is not None:
             fused = self.newest(events, self._missing(), batch.modality, hours, batch.present)
             events = self.mixers["fused"](fused)
-        if self.hours is not None:
-            events = events + self.hours(hours).to(events.dtype)
+        if self.time is not None:
+            counted = torch.arange(hours.shape[1], device=hours.device) if places is None else places
+            when = hours if self.time_encoding == "hours" else counted.to(hours.dtype).expand_as(hours)
+            events = events + self.time(when).to(events.dtype)
+        if self.kinds is not None:
+            events = events + self.kinds(batch.modality).to(events.dtype)
         return self.dropout(events)
+
+    def behind_prompt(self, sequence: Tensor) -> Tensor:
+        """float[B, P + T, H]: the prompt's P token embeddings before float[B, T, H]."""
+        if not len(self.prompt_ids):
+            return sequence
+        backbone: Any = self.backbone
+        tokens = backbone.get_input_embeddings()(self.prompt_ids).to(sequence.dtype)
+        return torch.cat([tokens.expand(len(sequence), -1, -1), sequence], dim=1)
+
+    def require_no_prompt(self, what: str) -> None:
+        """Raise TrajlmError for something that takes the first position to be the first event's."""
+        if len(self.prompt_ids):
+            raise TrajlmError(f"{what}: not for a model with a prompt before its events; train one with prompt: null")
+
+    def counted(self, batch: TrajectoryBatch) -> Tensor:
+        """bool[B, S]: after which events a belief counts (``readout_at``)."""
+        return counted_readouts(batch.hours, batch.present, self.readout_at, self.landmarks)
 
     def _missing(self) -> Tensor:
         """float[M, H]: the missing tokens through their projectors."""
@@ -183,47 +235,30 @@ class TrajectoryModel(nn.Module):
         tokens = self.encoders.missing_latents(self.reach)
         return torch.cat([self.projectors[m](tokens[i, None], state) for i, m in enumerate(self.encoders.modalities)])
 
-    def forward(
-        self,
-        batch: TrajectoryBatch,
-        cache: Any = None,
-        use_cache: bool = False,
-        before: TrajectoryBatch | None = None,
-        packed: bool = False,
-    ) -> TrajectoryOutput:
-        """Read timelines, or further events of timelines whose ``cache`` an earlier call returned.
+    def forward(self, batch: TrajectoryBatch, packed: bool = False) -> TrajectoryOutput:
+        """Read timelines; ``packed`` joins them into rows instead of padding each."""
+        return self.read(self.embed(batch), batch.present, packed)
 
-        Args:
-            batch: the events to read.
-            cache: of an earlier call on the same timelines.
-            use_cache: return a cache.
-            before: the newest event of every modality among those that the cache stands for, in order.
-            packed: join timelines into rows instead of padding each.
-        """
-        if before is None:
-            events = self.embed(batch)
-        else:
-            events = self.embed(before.followed_by(batch))[:, before.present.shape[1] :]
-        return self.read(events, batch.present, cache, use_cache, packed)
-
-    def read(
-        self, events: Tensor, present: Tensor, cache: Any = None, use_cache: bool = False, packed: bool = False
-    ) -> TrajectoryOutput:
+    def read(self, events: Tensor, present: Tensor, packed: bool = False) -> TrajectoryOutput:
         """What :meth:`forward` makes of its events once they are embedded.
 
         Args:
             events: float[B, S, H], as :meth:`embed` returns them.
             present: bool[B, S], False at padding.
-            cache, use_cache, packed: as in :meth:`forward`.
+            packed: as in :meth:`forward`.
         """
         sequence, positions = interleave(events, self.predict)
-        mask = present.repeat_interleave(2, dim=1)
+        sequence, positions = self.behind_prompt(sequence), positions + len(self.prompt_ids)
+        mask = nn.functional.pad(present.repeat_interleave(2, dim=1), (len(self.prompt_ids), 0), value=True)
         with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
-            states, cache = self.sequence_reader(self.backbone, sequence, mask, cache, use_cache, packed)
+            states, _ = self.sequence_reader(self.backbone, sequence, mask, None, False, packed)
         hidden = states[:, positions].float()
+        return TrajectoryOutput(sequence, hidden, self.readouts_of(hidden, events), positions)
+
+    def readouts_of(self, hidden: Tensor, events: Tensor) -> Tensor:
+        """float[B, S, K] read-outs of states at [PREDICT]s float[B, S, H] and of their events' embeddings."""
         readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
-        readouts = readouts + self.direct(events)
-        return TrajectoryOutput(sequence, hidden, readouts, positions, cache)
+        return readouts + self.direct(events)
 
     def direct(self, events: Tensor) -> Tensor:
         """float[B, S, K]: what read-outs take from events float[B, S, H] themselves; zero with ``readout=predict``."""
@@ -281,7 +316,7 @@ class TrajectoryModel(nn.Module):
 
     @torch.no_grad()
     def beliefs(self, timeline: Timeline) -> pl.DataFrame:
-        """The belief after every event of a stay.
+        """The belief after every event of a stay (of those that count, ``readout_at``).
 
         Returns:
             one row per event: stay_id, split, event_index, hours_since_admission, modality, and for every target
@@ -296,7 +331,7 @@ class TrajectoryModel(nn.Module):
 
     def belief_frame(self, batch: TrajectoryBatch, readouts: Tensor) -> pl.DataFrame:
         """Beliefs of a batch as a table, in the columns of ``beliefs.parquet`` (``split`` null)."""
-        stay, event = batch.present.cpu().nonzero(as_tuple=True)
+        stay, event = self.counted(batch).cpu().nonzero(as_tuple=True)
         names = np.array(self.encoders.modalities)
         columns: dict[str, Any] = {
             "stay_id": batch.stay_ids.cpu()[stay].numpy(),
@@ -313,9 +348,17 @@ class TrajectoryModel(nn.Module):
             columns[f"target_{target}"] = known.fill_nan(None)
         return pl.DataFrame(columns)
 
-    def stream(self) -> BeliefStream:
-        """Beliefs of one stay as its events arrive."""
-        return BeliefStream(self)
+    def stream(self, saved: Path | str | None = None) -> BeliefStream:
+        """Beliefs of one stay as its events arrive; ``saved`` goes on from a folder that a stream saved."""
+        from trajlm.streaming import BeliefStream
+
+        return BeliefStream(self) if saved is None else BeliefStream.load(self, saved)
+
+    def streams(self, saved: Path | str | None = None) -> BeliefStreams:
+        """Beliefs of many stays as their events arrive, all stays of a push through the backbone together."""
+        from trajlm.streaming import BeliefStreams
+
+        return BeliefStreams(self) if saved is None else BeliefStreams.load(self, saved)
 
     @classmethod
     def from_pretrained(cls, run: Path | str) -> TrajectoryModel:
@@ -346,78 +389,6 @@ def event_view(reader: InputReader, events: Sequence[Event]) -> View:
     return numeric_view([values], [observed], [hours])
 
 
-class BeliefStream:
-    """Reads a stay event by event; each belief costs one event, not the whole stay again.
-
-    The backbone's cache, the carried-forward state of every numeric modality, the state of encoders that read in order
-    and the newest event of every modality are all it keeps.
-    """
-
-    def __init__(self, model: TrajectoryModel) -> None:
-        self.model = model.eval()
-        self._cache: Any = None
-        self._hours = float("-inf")
-        self._state: dict[str, CarriedState] = {}
-        self._read: dict[str, tuple[Tensor, ...] | None] = {}
-        self._newest: dict[str, TrajectoryBatch] = {}
-
-    @torch.no_grad()
-    def push(self, event: Event) -> dict[str, float]:
-        """Belief by target (probability, or hours) after one more event.
-
-        Raises TrajlmError for an event earlier than the one before it, or of a modality the model never learned.
-        """
-        model = self.model
-        if event.hours_since_admission < self._hours:
-            raise TrajlmError(
-                f"an event at {event.hours_since_admission} h came after one at {self._hours} h; push events in order "
-                "of time"
-            )
-        if event.modality not in model.encoders.modalities:
-            raise TrajlmError(
-                f"the model never learned {event.modality!r}; it reads {', '.join(model.encoders.modalities)}"
-            )
-        device = model.predict.device
-        view = self._view(event).to(device)
-        before = self._read.get(event.modality)
-        latents, self._read[event.modality] = model.encoders.advance(event.modality, view, model.reach, before)
-        batch = TrajectoryBatch(
-            torch.zeros(1, dtype=torch.long, device=device),
-            latents[None],
-            model.encoders.carried_state(view)[None],
-            torch.tensor([[model.encoders.modalities.index(event.modality)]], device=device),
-            torch.tensor([[event.hours_since_admission]], dtype=torch.float64, device=device),
-            torch.zeros(1, 1, dtype=torch.long, device=device),
-            torch.ones(1, 1, dtype=torch.bool, device=device),
-            torch.full((1, len(model.targets)), float("nan"), device=device),
-        )
-        output = model(batch, cache=self._cache, use_cache=True, before=self._before())
-        # Last in, last read: the order of the newest events is that of the stay.
-        self._newest.pop(event.modality, None)
-        self._newest[event.modality] = batch
-        self._cache, self._hours = output.cache, event.hours_since_admission
-        return {target: float(belief[0, 0]) for target, belief in model.beliefs_of(output.readouts).items()}
-
-    def _before(self) -> TrajectoryBatch | None:
-        earlier = list(self._newest.values())
-        if not earlier:
-            return None
-        return functools.reduce(TrajectoryBatch.followed_by, earlier)
-
-    def _view(self, event: Event) -> View:
-        reader = self.model.readers[event.modality]
-        view = event_view(reader, [event])
-        if not isinstance(view, NumericView):
-            return view
-        width = view.values.shape[-1]
-        before = self._state.get(event.modality, CarriedState.unobserved(width))
-        hours = np.array(event.hours_since_admission)
-        state = before.advance(view.values[0, 0].numpy(), view.observed[0, 0].numpy(), hours)
-        self._state[event.modality] = state
-        view.state = torch.from_numpy(state.features(hours))[None, None]
-        return view
-
-
 def inputs_json(model: TrajectoryModel) -> str:
     """What a model needs to read raw events, as the text of ``inputs.json``."""
     import dataclasses
@@ -425,6 +396,7 @@ def inputs_json(model: TrajectoryModel) -> str:
     return json.dumps(
         {
             "image_pixels": model.image_pixels,
+            "prompt_ids": model.prompt_ids.tolist(),
             "encoded_modalities": list(model.encoders.modalities),
             "modalities": [dataclasses.asdict(m) for m in model.modalities.values()],
             "features": [dataclasses.asdict(f) for f in model.features],

@@ -46,6 +46,7 @@ def read_with_attention(
     Raises:
         TrajlmError: a layer or head does not exist, or the layer has no attention (state-space layers).
     """
+    model.require_no_prompt("attention maps")
     numbers = layer_numbers(model.backbone, layers)
     check_heads(model, heads)
 
