@@ -48,6 +48,7 @@ ORDER = [
     ["static"],
     ["cards"],
     ["assemble"],
+    ["hub"],
     ["pretraining", "finetuning"],
     ["sweep"],
     ["interpret"],
@@ -64,7 +65,7 @@ ORDER = [
 ]
 STAGE = {name: stage for stage, names in enumerate(ORDER) for name in names}
 # Conveniences a user reaches through the model or the package, imported only when called for.
-LATE = {("trajlm.trajectory", "trajlm.assemble"), ("trajlm.trajectory", "trajlm.streaming")}
+LATE = {("trajlm.trajectory", f"trajlm.{module}") for module in ("assemble", "streaming", "hub")}
 
 
 def modules() -> dict[str, Path]:

@@ -35,6 +35,8 @@ from trajlm.tasks import Task, build_tasks
 from trajlm.trajectory import TrajectoryModel, inputs_json
 
 ENCODER_WEIGHTS, SEQUENCE_WEIGHTS = "encoders.safetensors", "trajectory.safetensors"
+# What goes along when a model is handed on. Beliefs, latents, logs and the table of stays are about patients.
+PAPERS = ("README.md", "metrics.json")
 ADAPTER, BACKBONE = "adapter", "backbone"
 
 
@@ -139,7 +141,8 @@ def save_trajectory_model(
     if starts_at_random(backbone) or tunes_fully(backbone):
         bare_trunk(model.backbone, backbone).save_pretrained(folder / BACKBONE)  # type: ignore[operator]
     if not tunes_fully(backbone):
-        model.backbone.save_pretrained(folder / ADAPTER)  # type: ignore[operator]
+        # The vocabulary is never trained; left to itself, peft would ask a hub whether it was.
+        model.backbone.save_pretrained(folder / ADAPTER, save_embedding_layers=False)  # type: ignore[operator]
 
 
 def load_trajectory_model(run: Path | str) -> TrajectoryModel:
@@ -175,6 +178,8 @@ def load_trajectory_model(run: Path | str) -> TrajectoryModel:
     if expected != set(weights):
         raise TrajlmError(f"{run}: {SEQUENCE_WEIGHTS} does not fit: {sorted(expected ^ set(weights))[:3]}")
     model.load_state_dict(weights, strict=False)
+    papers = {name: (folder / name).read_text() for name in PAPERS if (folder / name).is_file()}
+    model.origin = {"about": about, "papers": papers}
     return model.eval()
 
 

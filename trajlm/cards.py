@@ -19,10 +19,18 @@ def _head(title: str, prepared: Prepared) -> list[str]:
     return [
         "---",
         "library_name: trajlm",
+        "tags: [intensive-care, clinical-time-series, multimodal, missing-modalities]",
         "---",
         f"# {title}",
         "",
         NOT_A_DEVICE,
+        "",
+        "## Intended use",
+        "",
+        "Research on how models read patients' stays: comparing methods, ablations, missing modalities, on records of "
+        "the cohort below or prepared as it was. Out of scope: decisions about patients, other units or countries without a "
+        "validation there, and telling who a record belongs to. It learned what was charted, and so the habits of those "
+        "who charted: look at the subgroups before comparing people.",
         "",
         "## Data",
         "",

@@ -163,6 +163,7 @@ class TrajectoryModel(nn.Module):
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
         self.max_events, self.bf16, self.flash = max_events, bf16, flash
+        self.origin: dict[str, Any] | None = None  # settings and figures of the run it was loaded from
 
     def train(self, mode: bool = True) -> TrajectoryModel:
         """Training mode for all but the frozen encoders."""
@@ -359,6 +360,18 @@ class TrajectoryModel(nn.Module):
         from trajlm.streaming import BeliefStreams
 
         return BeliefStreams(self) if saved is None else BeliefStreams.load(self, saved)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write one folder that ``from_pretrained`` loads: weights, settings, model card and figures; see ``trajlm.hub``."""
+        from trajlm.hub import save_model
+
+        return save_model(self, folder)
+
+    def push_to_hub(self, repository: str, private: bool = True, token: str | None = None) -> str:
+        """Upload that folder to ``owner/name`` of the Hugging Face hub; returns the address of the commit."""
+        from trajlm.hub import push_model
+
+        return push_model(self, repository, private, token)
 
     @classmethod
     def from_pretrained(cls, run: Path | str) -> TrajectoryModel:
