@@ -179,7 +179,7 @@ class BeliefStreams:
     def _advance(
         self, name: str, stays: Sequence[int], view: View
     ) -> Iterator[tuple[list[int], Tensor, tuple[Tensor, ...] | None]]:
-        """Rows of a view with their latents: all at once, or one by one for an encoder that goes on from each's past."""
+        """Rows of a view with their latents: all at once, or one by one where an encoder goes on from each's past."""
         encoders, reach = self.model.encoders, self.model.reach
         if reach == "own" or not encoders.reads_history(name):
             yield list(range(len(stays))), encoders.advance(name, view, reach, None)[0], None
@@ -269,7 +269,10 @@ def _restored(slot: int, told: dict[str, Any], tensors: dict[str, Tensor]) -> _S
     for entry in told["newest"]:
         name = entry["modality"]
         latent, state = tensors[f"newest.{name}.latent"], tensors[f"newest.{name}.state"]
-        after = sorted((key for key in tensors if key.startswith(f"newest.{name}.after.")), key=lambda key: int(key.rsplit(".", 1)[1]))
+        after = sorted(
+            (key for key in tensors if key.startswith(f"newest.{name}.after.")),
+            key=lambda key: int(key.rsplit(".", 1)[1]),
+        )
         own = tuple(tensors[key] for key in after)
         stay.newest[name] = _Read(latent, state, entry["index"], entry["hours"], own)
     for name in told["carried"]:

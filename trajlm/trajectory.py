@@ -362,7 +362,7 @@ class TrajectoryModel(nn.Module):
         return BeliefStreams(self) if saved is None else BeliefStreams.load(self, saved)
 
     def save_pretrained(self, folder: Path | str) -> Path:
-        """Write one folder that ``from_pretrained`` loads: weights, settings, model card and figures; see ``trajlm.hub``."""
+        """Write one folder that ``from_pretrained`` loads: weights, settings, card and figures; see ``trajlm.hub``."""
         from trajlm.hub import save_model
 
         return save_model(self, folder)
