@@ -28,9 +28,9 @@ def _head(title: str, prepared: Prepared) -> list[str]:
         "## Intended use",
         "",
         "Research on how models read patients' stays: comparing methods, ablations, missing modalities, on records of "
-        "the cohort below or prepared as it was. Out of scope: decisions about patients, other units or countries without "
-        "a validation there, and telling whom a record belongs to. It learned what was charted, and so the habits of "
-        "those who charted: look at the subgroups before comparing people.",
+        "the cohort below or prepared as it was. Out of scope: decisions about patients, other units or countries "
+        "without a validation there, and telling whom a record belongs to. It learned what was charted, and so the "
+        "habits of those who charted: look at the subgroups before comparing people.",
         "",
         "## Data",
         "",
