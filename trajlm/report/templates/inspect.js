@@ -172,11 +172,14 @@
 
   find("drop").addEventListener("click", () => {
     const name = state.chosen;
+    const i = state.now.event.indexOf(name);
+    const beside = state.now.event[i + 1] ?? state.now.event[i - 1] ?? null;
     if (name.startsWith("new-")) removeAdded(Number(name.slice(4)));
     else {
       state.edits.drop.push(Number(name));
       delete state.edits.change[name];
     }
+    state.chosen = beside;
     believe();
   });
 

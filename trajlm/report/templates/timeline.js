@@ -177,6 +177,7 @@ trajlm.timeline = (root, { onPick = () => {} } = {}) => {
     pen.moveTo(here[0], top);
     pen.lineTo(here[0], here[1]);
     pen.stroke();
+    pen.setLineDash([]);
     const { past, later } = shown.links ? shown.links(i) : { past: [], later: [] };
     for (const [other, share] of later.slice(0, MOST_ARCS)) arc(pen, here, onLane(other), share, LATER, true);
     for (const [other, share] of past.slice(0, MOST_ARCS)) arc(pen, here, onLane(other), share, PAST, false);
