@@ -125,6 +125,16 @@ def test_on_complete_stays_one_versus_others_is_masked_global_alignment():
     torch.testing.assert_close(OBJECTIVES["one_versus_others"](latents, present, temperature), held)
 
 
+@pytest.mark.parametrize(("start", "bound"), [(9.0, 1.0), (-9.0, 0.01)])
+def test_the_temperature_stays_in_its_bounds_and_can_come_back(start, bound):
+    module = objective()
+    with torch.no_grad():
+        module.log_temperature.fill_(start)
+    module(stays_batch(ROWS)).backward()
+    assert module.temperature.item() == pytest.approx(bound)
+    assert module.log_temperature.grad.abs() > 1e-6
+
+
 # Cached gradients
 
 CASES = [(name, size) for name in OBJECTIVES for size in (1, 4, 100)]

@@ -198,16 +198,19 @@ def evaluate_alignment(prepared: Prepared, objective: AlignmentObjective) -> dic
 def fixed_batch_loss(objective: AlignmentObjective, latents: np.ndarray, present: np.ndarray) -> float:
     """Mean over stays of the alignment loss in batches of ``LOSS_BATCH``, whatever batch size it was trained with.
 
+    Batches are of one size, or a stay smaller: a small last one would know fewer negatives.
+
     Args:
         objective: whose loss and temperature.
         latents: float[N, M, D].
         present: bool[N, M].
     """
     temperature = objective.temperature.cpu()
+    batches = -(-len(latents) // LOSS_BATCH)
     total = 0.0
-    for start in range(0, len(latents), LOSS_BATCH):
-        part, held = (torch.from_numpy(a[start : start + LOSS_BATCH]) for a in (latents, present))
-        total += float(objective.alignment_loss(part, held, temperature)) * len(part)
+    for rows in np.array_split(np.arange(len(latents)), batches):
+        part, held = torch.from_numpy(latents[rows]), torch.from_numpy(present[rows])
+        total += float(objective.alignment_loss(part, held, temperature)) * len(rows)
     return total / len(latents)
 
 
