@@ -53,7 +53,8 @@ class Bench:
         self.encoders = build_encoders(self.prepared, self.recipe.encoder)
         self.splits = finetuning_splits(self.prepared, "train", 0)
         self.stays = np.sort(np.random.default_rng(0).permutation(self.splits.train)[:stays])
-        self.latents = cache_latents(self.prepared, self.encoders, self.stays, folder / "latents", "benchmark")
+        reach = self.recipe.finetuning.event_latents
+        self.latents = cache_latents(self.prepared, self.encoders, self.stays, folder / "latents", "benchmark", reach)
         self.targets = target_table(self.recipe, self.prepared)
         self.tasks = fitted_tasks(self.recipe, self.targets, self.splits)
         most = self.recipe.finetuning.max_events
