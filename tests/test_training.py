@@ -462,3 +462,17 @@ def test_fewer_processes_than_asked_for_are_refused(variables, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(TrajlmError, match="processes were asked for and 1 came up"):
         make_accelerator()
+
+
+def test_the_last_weights_are_kept_where_so_set(untouched, tmp_path):
+    """Every epoch is trained, whatever patience says, and what comes back is what the last tuning loss was read at."""
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module) -> None:
+        seen.append(module.layers[0].weight.detach().clone())
+
+    kept = fit(tmp_path / "run", Toy(before=watch), replace(SETTINGS, keep_last=True, patience=1, averaging=0.0))
+    assert len(run_folder(tmp_path / "run").read_log()) == SETTINGS.epochs
+    assert torch.equal(kept.layers[0].weight, seen[-1])
+    best, _ = untouched
+    assert not torch.allclose(kept.layers[0].weight, best["layers.0.weight"])

@@ -257,6 +257,8 @@ class FinetuningConfig:
             published splits and unseen otherwise. The held-out split is held out in every case.
         epochs: most epochs to train.
         patience: epochs without a better tuning loss before stopping.
+        keep: best keeps the weights of the least tuning loss; last trains all epochs and keeps the last ones, since a
+            learning rate that falls to nothing also averages, and a sum of losses is not what a model is judged by.
         batch_size: stays per batch over all processes.
         batching: by_length puts stays of similar length into a batch; padded any stays; packed any stays, several of
             them in one row, each reading itself alone. Beliefs are the same.
@@ -314,6 +316,7 @@ class FinetuningConfig:
     stays: Literal["auto", "unseen", "train"] = "auto"
     epochs: int = 20
     patience: int = 4
+    keep: Literal["best", "last"] = "best"
     batch_size: int = 16
     batching: Literal["by_length", "padded", "packed"] = "by_length"
     predict_visible: bool = True

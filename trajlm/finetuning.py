@@ -220,6 +220,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         warmup_fraction=config.warmup_fraction,
         cosine=True,
         averaging=config.weight_averaging,
+        keep_last=config.keep == "last",
         eight_bit=config.optimiser == "adamw8bit",
     )
     Trainer(stage, settings, work.run, work.accelerator).fit()

@@ -75,7 +75,8 @@ class Stage:
 class LoopSettings:
     """How long and how fast.
 
-    ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`; ``eight_bit`` moments of AdamW.
+    ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`; ``keep_last`` trains all epochs and
+    keeps the last weights instead of those of the least tuning loss; ``eight_bit`` moments of AdamW.
     """
 
     epochs: int
@@ -90,6 +91,7 @@ class LoopSettings:
     clip_norm: float = 1.0
     checkpoint_seconds: float = 60.0
     averaging: float = 0.0
+    keep_last: bool = False
     eight_bit: bool = False
 
 
@@ -299,7 +301,7 @@ class Trainer:
             loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
             if not math.isfinite(loss):
                 raise SharedError(f"{self.stage.name}: the tuning loss became {loss}; {LOWER_THE_RATE}")
-            improved = state["best"] is None or loss < state["best"]
+            improved = state["best"] is None or loss < state["best"] or settings.keep_last
             if improved and self.run.main:
                 self.checkpoints.save_best(self.stage.module)
         train_loss = state["epoch_loss"] / len(batches)
