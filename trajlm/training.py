@@ -75,8 +75,8 @@ class Stage:
 class LoopSettings:
     """How long and how fast.
 
-    ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`; ``keep_last`` trains all epochs and
-    keeps the last weights instead of those of the least tuning loss; ``eight_bit`` moments of AdamW.
+    ``decoupled`` is AdamW, otherwise Adam; ``averaging`` as in :class:`WeightAverages`; ``keep_last`` trains all epochs
+    and keeps the last weights instead of those of the least tuning loss; ``eight_bit`` moments of AdamW.
     """
 
     epochs: int

@@ -86,9 +86,9 @@ class Session:
             exact = {target: frame[f"belief_{target}"].to_list() for target in self.model.targets}
             for place, index in enumerate(read):
                 belief = stream.push(timeline.events[index])
-                largest = max(
-                    largest, *(abs(belief[t] - exact[t][place]) / max(1.0, abs(exact[t][place])) for t in belief)
-                )
+                if belief is None:
+                    raise TrajlmError(f"event {index} is read with the whole stay and not when it is streamed")
+                largest = max(largest, *(_apart(belief[target], exact[target][place]) for target in belief))
                 yield {"event": place, "belief": belief}
             yield {"beliefs": exact, "largest_difference": largest}
 
