@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.dataset import Prepared
+from trajlm.errors import TrajlmError
 from trajlm.inspector.editing import Edits, edited
 from trajlm.interpret.beliefs import summary
 from trajlm.report.inline import render_page
