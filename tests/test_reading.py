@@ -46,7 +46,8 @@ def test_tables_hold_the_beliefs_that_count_and_nothing_moves_them(at):
     every, some = toy_model(), toy_model(readout_at=at, landmarks=LANDMARKS)
     batch = toy_batch([60, 4, 1])
     with torch.no_grad():
-        all_rows, rows = (m.belief_frame(batch, m(batch).readouts) for m in (every, some))
+        all_rows, rows = (m.belief_frame(batch, m(batch).readouts, counted=True) for m in (every, some))
+        assert some.belief_frame(batch, some(batch).readouts).equals(all_rows)
     keys = ["stay_id", "event_index"]
     assert 3 <= rows.height < all_rows.height
     assert rows.equals(all_rows.join(rows.select(keys), on=keys, how="semi"))

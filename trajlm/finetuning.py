@@ -237,7 +237,7 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
         stays = work.by_length(work.splits.of(split))
         for start in range(0, len(stays), size):
             batch = work.trajectories(stays[start : start + size]).to(work.accelerator.device)
-            frame = model.belief_frame(batch, model(batch).readouts)
+            frame = model.belief_frame(batch, model(batch).readouts, counted=True)
             frames.append(frame.with_columns(pl.lit(split).alias("split")))
     return pl.concat(frames).sort("stay_id", "event_index")
 

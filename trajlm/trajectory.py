@@ -317,7 +317,7 @@ class TrajectoryModel(nn.Module):
 
     @torch.no_grad()
     def beliefs(self, timeline: Timeline) -> pl.DataFrame:
-        """The belief after every event of a stay (of those that count, ``readout_at``).
+        """The belief after every event of a stay that is read, whether or not it counts (``readout_at``).
 
         Returns:
             one row per event: stay_id, split, event_index, hours_since_admission, modality, and for every target
@@ -330,9 +330,12 @@ class TrajectoryModel(nn.Module):
         self.train(was_training)
         return frame.with_columns(pl.lit(timeline.split).alias("split"))
 
-    def belief_frame(self, batch: TrajectoryBatch, readouts: Tensor) -> pl.DataFrame:
-        """Beliefs of a batch as a table, in the columns of ``beliefs.parquet`` (``split`` null)."""
-        stay, event = self.counted(batch).cpu().nonzero(as_tuple=True)
+    def belief_frame(self, batch: TrajectoryBatch, readouts: Tensor, counted: bool = False) -> pl.DataFrame:
+        """Beliefs of a batch as a table, in the columns of ``beliefs.parquet`` (``split`` null).
+
+        With ``counted`` those alone that count (``readout_at``).
+        """
+        stay, event = (self.counted(batch) if counted else batch.present).cpu().nonzero(as_tuple=True)
         names = np.array(self.encoders.modalities)
         columns: dict[str, Any] = {
             "stay_id": batch.stay_ids.cpu()[stay].numpy(),
