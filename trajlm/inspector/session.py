@@ -87,7 +87,6 @@ class Session:
             exact = {target: frame[f"belief_{target}"].to_list() for target in self.model.targets}
             for place, index in enumerate(read):
                 belief = stream.push(timeline.events[index])
-                assert belief is not None, "only events that are read are pushed"
                 if belief is None:
                     raise TrajlmError(f"event {index} is read with the whole stay and not when it is streamed")
                 largest = max(largest, *(_apart(belief[target], exact[target][place]) for target in belief))
