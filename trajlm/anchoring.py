@@ -25,11 +25,11 @@ def static_share(model: TrajectoryModel, batch: TrajectoryBatch, weights: Tensor
     The mean over the [PREDICT] rows of a stay of the weight on its static events' positions; NaN for a stay whose
     timeline holds no static event.
     """
-    return _share(is_static(model, batch), batch.present, weights[:, READ_OUTS])
+    static = is_static(model, batch)
+    return _share(static, batch.present, (weights[:, READ_OUTS, EVENTS] * static[:, None, :]).sum(dim=-1))
 
 
-def _share(static: Tensor, present: Tensor, read_outs: Tensor) -> Tensor:
-    on_static = (read_outs[:, :, EVENTS] * static[:, None, :]).sum(dim=-1)
+def _share(static: Tensor, present: Tensor, on_static: Tensor) -> Tensor:
     mean = (on_static * present).sum(dim=1) / present.sum(dim=1)
     return torch.where(static.any(dim=1), mean, float("nan"))
 
@@ -50,9 +50,10 @@ def read_with_static_share(
     model.require_no_prompt("attention maps")
     (number,) = layer_numbers(model.backbone, [layer])
     static = is_static(model, batch)
+    columns = torch.stack([static, torch.zeros_like(static)], dim=2).flatten(1)
 
     def keep(call: AttentionCall) -> Tensor:
-        return _share(static, batch.present, call.mean_weights(rows=READ_OUTS))
+        return _share(static, batch.present, call.mean_on(columns, READ_OUTS))
 
     with intercepted(model.backbone, Interception({number: keep})) as run:
         output = model(batch)

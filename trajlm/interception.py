@@ -64,15 +64,37 @@ class AttentionCall:
             raise TrajlmError("attention of no heads was asked for")
         return total / len(named)
 
+    def mean_on(self, columns: Tensor, rows: slice) -> Tensor:
+        """float32[B, R]: the part of :meth:`mean_weights` that falls on the positions ``columns`` bool[B, T].
+
+        Those positions alone are averaged over heads.
+        """
+        asked = columns.any(dim=0).nonzero()[:, 0]
+        on = columns[:, None, None, asked]
+        if self.weights is not None:
+            return (self.weights[:, :, rows][..., asked].float() * on).sum(dim=-1).mean(dim=1)
+        allowed = _rows_of_mask(self.mask, rows, self.query.shape[2], self.query.device)
+        count = self.query.shape[1]
+        together = max(1, HELD_AT_ONCE // (len(columns) * allowed.shape[2] * self.key.shape[2]))
+        parts = []
+        for start in range(0, count, together):
+            weights = self._weights_of(list(range(start, min(start + together, count))), rows, allowed)
+            parts.append((weights[..., asked] * on).sum(dim=-1))
+        return torch.cat(parts, dim=1).mean(dim=1)
+
     def _weights_of(self, heads: list[int], rows: slice, allowed: Tensor) -> Tensor:
+        return self._scores_of(heads, rows, allowed).softmax(dim=-1)
+
+    def _scores_of(self, heads: list[int], rows: slice, allowed: Tensor) -> Tensor:
+        """float32[B, heads, R, T]: what the softmax sees."""
         shared = self.query.shape[1] // self.key.shape[1]
-        query, key = self.query[:, heads, rows].float(), self.key[:, [h // shared for h in heads]].float()
+        query = self.query[:, heads, rows].float() * self.scaling
         mask = allowed if allowed.shape[1] == 1 else allowed[:, heads]
-        scores = torch.matmul(query, key.transpose(2, 3)) * self.scaling
+        scores = torch.matmul(query, self.key[:, [h // shared for h in heads]].float().transpose(2, 3))
         if mask.dtype == torch.bool:
             # The least number, not minus infinity: a padded row that may see nothing must not become NaN.
-            return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
-        return (scores + mask.float()).softmax(dim=-1)
+            return scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        return scores.add_(mask.float())
 
 
 Observer = Callable[[AttentionCall], Tensor]
