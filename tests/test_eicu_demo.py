@@ -129,7 +129,7 @@ def test_demo_severity_scores_are_those_of_sql(case: Case) -> None:
         num(predictedhospitalmortality) from s join apachePatientResult r using (patientunitstayid)
         where apacheversion = 'IVa' order by 1""").fetchall()
     assert len(found) == len({row[0] for row in found}) > 1000
-    known = {row[0]: [None if value is None or value < 0 else value for value in row[1:]] for row in found}
+    known = {int(row[0]): [None if value is None or value < 0 else value for value in row[1:]] for row in found}
     names = ["score_aps", "score_apache_iva", "score_apache_iva_mortality"]
     for stay_id, *scores in case.read.stays.select("stay_id", *names).iter_rows():
         assert scores == pytest.approx(known.get(stay_id, [None] * 3))
