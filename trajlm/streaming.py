@@ -18,8 +18,8 @@ from trajlm.checkpoint import fingerprint, write_tensors, write_text
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch
 from trajlm.schema import Event
-from trajlm.trajectory import TrajectoryModel
-from trajlm.views import CarriedState, ImageView, NumericView, TextView, View
+from trajlm.trajectory import TrajectoryModel, measured, payload_view
+from trajlm.views import CarriedState, NumericView, View
 
 STATE, TENSORS = "stream.json", "stream.safetensors"
 
@@ -148,14 +148,9 @@ class BeliefStreams:
 
     def _view(self, name: str, stays: Sequence[int], events: Sequence[Event]) -> View:
         reader = self.model.readers[name]
-        if reader.modality.kind == "text":
-            return TextView([str(event.text) for event in events])
-        if reader.modality.kind == "image":
-            return ImageView(torch.from_numpy(np.stack([reader.pixels(e.image or b"") for e in events])))
-        lengths = np.array([len(event.values) for event in events])
-        ids = np.concatenate([event.feature_ids for event in events])
-        values, observed = reader.dense(lengths, ids, np.concatenate([event.values for event in events]))
-        hours = np.array([event.hours_since_admission for event in events])
+        if reader.modality.kind != "numeric":
+            return payload_view(reader, events)
+        values, observed, hours = measured(reader, events)
         states = []
         for row, stay_id in enumerate(stays):
             held = self._stays[stay_id].carried if stay_id in self._stays else {}

@@ -394,15 +394,25 @@ def _number(value: float | None) -> float:
 
 def event_view(reader: InputReader, events: Sequence[Event]) -> View:
     """Events of one modality of one stay, in order: numbers as the steps of one input, the others each as their own."""
+    if reader.modality.kind != "numeric":
+        return payload_view(reader, events)
+    values, observed, hours = measured(reader, events)
+    return numeric_view([values], [observed], [hours])
+
+
+def payload_view(reader: InputReader, events: Sequence[Event]) -> TextView | ImageView:
+    """Notes or pictures, each an input of its own."""
     if reader.modality.kind == "text":
         return TextView([str(event.text) for event in events])
-    if reader.modality.kind == "image":
-        return ImageView(torch.from_numpy(np.stack([reader.pixels(e.image or b"") for e in events])))
+    return ImageView(torch.from_numpy(np.stack([reader.pixels(event.image or b"") for event in events])))
+
+
+def measured(reader: InputReader, events: Sequence[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32[E, F] standardised values, bool[E, F] whether observed and float64[E] hours of E numeric events."""
     lengths = np.array([len(event.values) for event in events])
     ids = np.concatenate([event.feature_ids for event in events])
     values, observed = reader.dense(lengths, ids, np.concatenate([event.values for event in events]))
-    hours = np.array([event.hours_since_admission for event in events])
-    return numeric_view([values], [observed], [hours])
+    return values, observed, np.array([event.hours_since_admission for event in events])
 
 
 def inputs_json(model: TrajectoryModel) -> str:

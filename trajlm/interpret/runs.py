@@ -59,6 +59,21 @@ class OpenRun:
         return positions[np.argsort(np.diff(self.prepared.bounds)[positions], kind="stable")]
 
 
+def finished_run(folder: Path, data: Path | str | None) -> tuple[dict[str, Any], Prepared]:
+    """What a run's folder says of it, and the prepared folder it was made from; ``data`` is where that lies now.
+
+    Raises:
+        TrajlmError: fine-tuning has not finished there, or the prepared folder is another.
+    """
+    about = read_run(folder)
+    if not (folder / "metrics.json").exists():
+        raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
+    prepared = load_prepared(data or about["recipe"]["data"])
+    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
+        raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
+    return about, prepared
+
+
 def open_run(run: Path | str, data: Path | str | None = None) -> OpenRun:
     """Open a run folder of finetune.py.
 
@@ -70,12 +85,7 @@ def open_run(run: Path | str, data: Path | str | None = None) -> OpenRun:
         TrajlmError: the run is not finished, or its records or latents are no longer there.
     """
     folder = Path(run)
-    about = read_run(folder)
-    if not (folder / "metrics.json").exists():
-        raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
-    prepared = load_prepared(data or about["recipe"]["data"])
-    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
-        raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
+    about, prepared = finished_run(folder, data)
     if read_note(folder / "latents") is None:
         raise TrajlmError(f"{folder} has no latents/ any more; run finetune.py again")
     model = load_trajectory_model(folder)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from trajlm.assemble import ENCODER_WEIGHTS, load_trajectory_model
-from trajlm.checkpoint import data_fingerprint, fingerprint, read_run
-from trajlm.dataset import Prepared, load_prepared
+from trajlm.checkpoint import fingerprint
+from trajlm.dataset import Prepared
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import (
     NOTHING,
@@ -27,6 +27,7 @@ from trajlm.interpret.ablation import (
 )
 from trajlm.interpret.attention import StayAttention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
+from trajlm.interpret.runs import finished_run
 from trajlm.latents import Latents
 from trajlm.metrics import evaluate
 from trajlm.report.build import OtherRun, RunFindings, StayFindings, build_report
@@ -81,12 +82,7 @@ def open_run(folder: Path, data: str | None) -> tuple[OpenedRun, Prepared]:
     Raises:
         TrajlmError: fine-tuning has not finished there, or the prepared folder is another.
     """
-    about = read_run(folder)
-    if not (folder / "metrics.json").exists():
-        raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
-    prepared = load_prepared(data or about["recipe"]["data"])
-    if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
-        raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
+    about, prepared = finished_run(folder, data)
     metrics = json.loads((folder / "metrics.json").read_text())
     return OpenedRun(folder, about, metrics, load_trajectory_model(folder)), prepared
 
