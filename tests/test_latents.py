@@ -81,7 +81,8 @@ def test_parts_and_chunks_change_nothing(prepared, cached, model, tmp_path, monk
     monkeypatch.setattr(module, "EVENTS_AT_ONCE", 400)
     monkeypatch.setattr(module, "CHUNK", 3)
     stays = prepared.positions("tuning", "held_out")
-    other = cache_latents(prepared, model.encoders, stays[::-1].copy(), tmp_path / "latents", "key")
+    reach = cached.recipe.finetuning.event_latents
+    other = cache_latents(prepared, model.encoders, stays[::-1].copy(), tmp_path / "latents", "key", reach)
     for name in ("hours", "modality", "event_index", "present"):
         assert np.array_equal(getattr(other, name), getattr(cached.latents, name))
     assert np.allclose(other.events, cached.latents.events, atol=1e-5)

@@ -50,6 +50,7 @@ from trajlm.schema import (
     EVENT_COLUMNS,
     IMAGE_COLUMNS,
     MEASUREMENT_COLUMNS,
+    SCORE_PREFIX,
     SPLITS,
     STAY_COLUMNS,
     Feature,
@@ -106,7 +107,8 @@ def check_folder(folder: Path) -> dict:
     modalities = [m["name"] for m in manifest["modalities"]]
     events, stays, features = events_of(folder), pl.read_parquet(folder / "stays.parquet"), features_of(folder)
     assert dict(events.schema) == EVENT_COLUMNS
-    assert set(STAY_COLUMNS) | {"split"} | {f"present_{m}" for m in modalities} == set(stays.columns)
+    own = {name for name in stays.columns if name.startswith(SCORE_PREFIX)}  # where the release has severity scores
+    assert set(STAY_COLUMNS) | {"split"} | {f"present_{m}" for m in modalities} | own == set(stays.columns)
     order = {name: i for i, name in enumerate(modalities)}
     keys = [(s, h, order[m]) for s, h, m in events.select(events.columns[:3]).iter_rows()]
     assert keys == sorted(keys)

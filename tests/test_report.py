@@ -305,7 +305,7 @@ def test_every_table_is_written_whole(tmp_path):
     runs = [run for s in report.stays for run in (s.trajectory, *(a.trajectory for a in s.ablations.values()))]
     assert len(rows) == sum(run.height for run in runs)
     assert [float(r["belief_mortality"]) for r in rows[:28]] == runs[0]["belief_mortality"].to_list()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "index.html", "tables"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "tables"]
 
 
 def test_the_page_appears_last(tmp_path, monkeypatch):

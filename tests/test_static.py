@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from trajlm.baselines import scores_of, tabular_beliefs
 from trajlm.errors import TrajlmError
-from trajlm.latents import latents_until
+from trajlm.latents import KnownLatents
 from trajlm.schema import SCORE_HOURS
 from trajlm.selection import finetuning_splits
 from trajlm.tasks import build_tasks
@@ -33,10 +33,10 @@ def test_a_folder_until_an_hour_holds_the_timelines_until_then(prepared, hours):
     assert len(prepared.hours) == sum(len(prepared.timeline(s).events) for s in prepared.stays["stay_id"])
 
 
-def test_latents_at_a_landmark_do_not_know_what_came_later(prepared, model, cached):
+def test_latents_at_a_landmark_do_not_know_what_came_later(prepared, model, cached, tmp_path):
     stays = prepared.positions("held_out")
     hours = 12.0
-    latents, present = latents_until(prepared, model.encoders, stays, hours)
+    latents, present = KnownLatents(prepared, model.encoders, stays, tmp_path / "known", "key").at(hours)
     # Whatever stands in later events, the latents are those of a folder that never held them.
     forged = copy.copy(prepared)
     forged.__dict__.pop("stores", None)
@@ -48,7 +48,7 @@ def test_latents_at_a_landmark_do_not_know_what_came_later(prepared, model, cach
     )
     before, after = (of._events.select(pl.col("values").explode().sum()).collect().item() for of in (prepared, forged))
     assert before != after
-    other, _ = latents_until(forged, model.encoders, stays, hours)
+    other, _ = KnownLatents(forged, model.encoders, stays, tmp_path / "forged", "key").at(hours)
     np.testing.assert_array_equal(latents[stays], other[stays])
     whole = cached.latents.stays[cached.latents.places(stays)]
     assert not np.allclose(latents[stays], whole, atol=1e-3)

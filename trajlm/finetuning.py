@@ -34,13 +34,13 @@ from trajlm.ensemble import ensemble_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
-from trajlm.latents import Latents, TrajectoryBatch, cache_latents
+from trajlm.latents import KnownLatents, Latents, TrajectoryBatch, cache_latents
 from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
-from trajlm.static import FusionArm, Known, fitted_tasks
+from trajlm.static import FusionArm, fitted_tasks
 from trajlm.subgroups import STAYS, stay_attributes
 from trajlm.tasks import build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
@@ -158,7 +158,10 @@ def finetune(recipe: Recipe) -> Path:
         latents = cache_latents(prepared, encoders, splits.all, run.path / "latents", key, reach)
     work = Finetuning(recipe, prepared, splits, latents, targets, run, accelerator)
     with tracking(accelerator, run.path, recipe.tracker):
-        arms = train_baselines(work, encoders)
+        known = KnownLatents(
+            prepared, encoders, splits.all, run.path / "latents_known", key, accelerator.main_process_first
+        )
+        arms = train_baselines(work, known)
         arms = {SEQUENCE: train_sequence(work, encoders)} | arms
     if run.main:
         _conclude(work, arms | ensembles(work, arms))
@@ -242,15 +245,14 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
     return pl.concat(frames).sort("stay_id", "event_index")
 
 
-def train_baselines(work: Finetuning, encoders: AlignedEncoders) -> dict[str, pl.DataFrame]:
+def train_baselines(work: Finetuning, known: KnownLatents) -> dict[str, pl.DataFrame]:
     """Beliefs of every baseline asked for, by arm; those on summary features are fitted by the main process alone."""
     found, config = {}, work.recipe.finetuning
-    known: Known = {}
     for name in config.baselines:
         arm = BASELINE_ARMS[name]
         if name in FUSIONS:
             found[arm] = FusionArm(
-                name, work.recipe, work.prepared, encoders, work.latents, work.splits, work.targets, work.run,
+                name, work.recipe, work.prepared, work.latents, work.splits, work.targets, work.run,
                 work.accelerator, known,
             ).beliefs()  # fmt: skip
         elif work.run.main and name == SEVERITY:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -256,33 +258,77 @@ def cache_latents(
     """
     stays = np.sort(stays)
     identity = {"key": key, "stays": fingerprint(stays.tolist()), "reach": reach}
-    about = read_note(folder)
-    if about is None or {name: about[name] for name in identity} != identity:
+    if not _lies(folder, identity):
         with column_folder(folder, identity) as columns:
             _encode(prepared, encoders.eval(), stays, columns, reach)
     return Latents(folder, prepared, encoders.modalities)
 
 
-@torch.no_grad()
-@torch.no_grad()
-def latents_until(
-    prepared: Prepared, encoders: AlignedEncoders, stays: np.ndarray, hours: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32[N, M, D] latents of what was known at that hour, missing tokens where absent, and bool[N, M] presence.
+def _lies(folder: Path, identity: Mapping[str, object]) -> bool:
+    """Whether the folder is whole and was written for this."""
+    about = read_note(folder)
+    return about is not None and {name: about.get(name) for name in identity} == identity
 
-    N stays of the prepared folder, of which only the rows of ``stays`` (positions) are filled.
+
+class KnownLatents:
+    """Whole-stay latents of what was known by an hour, encoded once and kept beside the events' own.
+
+    Args:
+        prepared: the records.
+        encoders: frozen; put into evaluation mode.
+        stays: positions of the stays to encode.
+        folder: where the hours' columns lie, a folder for each.
+        key: as of :func:`cache_latents`.
+        first: a context in which one process writes what the others then read.
     """
-    known = prepared.until(hours)
-    latents = np.full((len(prepared.stays), len(encoders.modalities), encoders.latent_width), np.nan, np.float32)
-    present = np.zeros(latents.shape[:2], dtype=bool)
-    device = encoders.eval().missing_tokens.device
-    for part, stores in known.in_parts(np.sort(stays), EVENTS_AT_ONCE):
-        for start in range(0, len(part), CHUNK):
-            chunk = part[start : start + CHUNK]
-            batch = known.stay_batch(chunk, encoders.modalities, stores=stores)
-            latents[chunk] = encoders(batch.to(device)).float().cpu().numpy()
-            present[chunk] = batch.present.numpy()
-    return latents, present
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        encoders: AlignedEncoders,
+        stays: np.ndarray,
+        folder: Path,
+        key: str,
+        first: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.prepared, self.encoders, self.stays = prepared, encoders, np.sort(stays)
+        self.folder, self.key, self.first = folder, key, first
+        self._read: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+
+    def at(self, hours: float) -> tuple[np.ndarray, np.ndarray]:
+        """float32[N, M, D] latents, missing tokens where absent, and bool[N, M] presence.
+
+        N stays of the prepared folder, of which only the rows of ``stays`` are filled, the latents of others are NaN.
+        """
+        if hours not in self._read:
+            folder = self.folder / f"{hours:g}h"
+            identity = {"key": self.key, "stays": fingerprint(self.stays.tolist()), "hours": hours}
+            with self.first():
+                if not _lies(folder, identity):
+                    with column_folder(folder, identity) as columns:
+                        self._encode(hours, columns)
+            self._read[hours] = self._columns(folder)
+        return self._read[hours]
+
+    @torch.no_grad()
+    def _encode(self, hours: float, columns: ColumnWriter) -> None:
+        known, encoders = self.prepared.until(hours), self.encoders.eval()
+        for part, stores in known.in_parts(self.stays, EVENTS_AT_ONCE):
+            for start in range(0, len(part), CHUNK):
+                batch = known.stay_batch(part[start : start + CHUNK], encoders.modalities, stores=stores)
+                latents = encoders(batch.to(encoders.missing_tokens.device))
+                columns.append("stays", latents.float().cpu().numpy())
+                columns.append("present", batch.present.numpy())
+
+    def _columns(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        about = read_note(folder)
+        if about is None:
+            raise TrajlmError(f"{folder}: not whole; delete it and fine-tune again")
+        wide = (len(self.prepared.stays), len(self.encoders.modalities))
+        latents, present = np.full((*wide, self.encoders.latent_width), np.nan, np.float32), np.zeros(wide, dtype=bool)
+        latents[self.stays] = open_column(folder, about, "stays")
+        present[self.stays] = open_column(folder, about, "present")
+        return latents, present
 
 
 @torch.no_grad()

@@ -24,11 +24,10 @@ from trajlm.baselines import known_events, still_there
 from trajlm.checkpoint import RunFolder, write_tensors, write_text
 from trajlm.config import Recipe
 from trajlm.dataset import Prepared
-from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.fusions import FUSIONS
 from trajlm.fusions.lstm import ModalityLSTM
 from trajlm.fusions.mlp import ConcatenationMLP
-from trajlm.latents import Latents, StaticBatch, latents_until
+from trajlm.latents import KnownLatents, Latents, StaticBatch
 from trajlm.metrics import LANDMARKS
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
@@ -111,10 +110,6 @@ class _View:
                    for name in ("stays", "events") for split in self.stays)  # fmt: skip
 
 
-# float32[N, M, D] and bool[N, M] (:func:`latents_until`) by landmark.
-Known = dict[float | None, tuple[np.ndarray, np.ndarray]]
-
-
 class FusionArm:
     """Fits one late fusion of a run.
 
@@ -122,13 +117,12 @@ class FusionArm:
         name: mlp or lstm, a key of FUSIONS.
         recipe: settings.
         prepared: the records.
-        encoders: of the latents; frozen.
         latents: of every stay of ``splits``.
         splits: stays to learn from, to tune on and to believe in.
         targets: float[N, K] of every stay of the prepared folder, NaN where unknown.
         run: where weights, trials and checkpoints go, under the name of the arm.
         accelerator: of the run.
-        known: latents as of each landmark; filled here, so that the fusions of a run share them.
+        known: latents as of each landmark; the fusions of a run share them.
     """
 
     def __init__(
@@ -136,17 +130,16 @@ class FusionArm:
         name: str,
         recipe: Recipe,
         prepared: Prepared,
-        encoders: AlignedEncoders,
         latents: Latents,
         splits: StaySplits,
         targets: Tensor,
         run: RunFolder,
         accelerator: Any,
-        known: Known,
+        known: KnownLatents,
     ) -> None:
         self.known = known
         self.name, self.arm, self.recipe, self.prepared = name, BASELINE_ARMS[name], recipe, prepared
-        self.encoders, self.latents, self.splits, self.targets = encoders, latents, splits, targets
+        self.latents, self.splits, self.targets = latents, splits, targets
         self.run, self.accelerator = run, accelerator
 
     def beliefs(self) -> pl.DataFrame:
@@ -183,9 +176,7 @@ class FusionArm:
         events = {split: known_events(self.prepared, mine, landmark) for split, mine in stays.items()}
         if all(np.array_equal(events[split], known_events(self.prepared, stays[split], None)) for split in stays):
             return _View(landmark, *self._whole, stays, events)
-        if landmark not in self.known:
-            self.known[landmark] = latents_until(self.prepared, self.encoders, self.splits.all, float(landmark or 0.0))
-        return _View(landmark, *self.known[landmark], stays, events)
+        return _View(landmark, *self.known.at(float(landmark or 0.0)), stays, events)
 
     @cached_property
     def _whole(self) -> tuple[np.ndarray, np.ndarray]:
