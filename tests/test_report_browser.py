@@ -411,6 +411,8 @@ def test_a_backbone_without_attention_still_has_its_page(browser, tmp_path):
     watched = Watched(browser, page)
     assert "no attention to show" in watched.text("#attention-none")
     assert watched.page.is_hidden("#attention-plot")
+    assert watched.page.is_hidden("#rows-select")
+    assert "arcs" not in watched.text("#stay figcaption")
     watched.page.click("[data-ablation=labs]")
     assert watched.page.is_hidden("#event [data-part=attention]")
     watched.check()

@@ -11,7 +11,7 @@ import torch
 
 from trajlm.anchoring import read_with_static_share
 from trajlm.dataset import Prepared
-from trajlm.interception import attention_layers
+from trajlm.interpret.attention import shown_layer
 from trajlm.interpret.edits import Ablation
 from trajlm.latents import Latents, TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
@@ -55,13 +55,13 @@ def cohort_ablation(
 
     Returns:
         one row per stay, and one more per modality it holds: stay_id, ablated ("nothing" or the modality), events
-        left, event_index and hours_since_admission of the last belief, static_share (attention of the last layer that
-        has any; null without a static event, and for backbones without attention),
+        left, event_index and hours_since_admission of the last belief, static_share (attention of the layer that
+        :func:`trajlm.interpret.attention.shown_layer` names; null where there is none, or no static event),
         and for each target t ``belief_<t>`` and ``target_<t>``. A stay that holds only the ablated modality has no
         belief left: its row says 0 events and null.
     """
     model.eval()
-    layer = max(attention_layers(model.backbone), default=None)
+    layer = shown_layer(model)
     found: list[dict[str, Any]] = []
     for batch in batches:
         found.append(_last_beliefs(model, batch, NOTHING, layer))

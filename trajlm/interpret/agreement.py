@@ -10,8 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 from trajlm.errors import TrajlmError
-from trajlm.interception import attention_layers
-from trajlm.interpret.attention import event_attention, stay_attention
+from trajlm.interpret.attention import event_attention, shown_layer, stay_attention
 from trajlm.interpret.attribution import integrated_gradients
 from trajlm.interpret.edits import ablate, stacked
 from trajlm.interpret.interventions import TOGETHER, event_rows, knock_out_effects, last_beliefs
@@ -51,15 +50,15 @@ def event_importance(model: TrajectoryModel, batch: TrajectoryBatch, target: str
         (:func:`trajlm.interpret.attribution.integrated_gradients`), each in the belief's unit. Attention and knock-out
         are null for backbones without attention.
     """
-    layers = attention_layers(model.backbone)
+    layer = shown_layer(model)
     rows = event_rows(model, batch)
     nothing = pl.lit(None, pl.Float64)
     attention: pl.Expr | pl.Series = nothing
     cut: pl.Expr | pl.Series = nothing
-    if layers:
-        attention = event_attention(stay_attention(model, batch, layers[-1]))["from_last"]
+    if layer is not None:
+        attention = event_attention(stay_attention(model, batch, layer))["from_last"]
     try:
-        cut = knock_out_effects(model, batch)[f"effect_{target}"] if layers else nothing
+        cut = knock_out_effects(model, batch)[f"effect_{target}"] if layer is not None else nothing
     except TrajlmError:  # a family whose attention can be watched and not changed
         cut = nothing
     removal = pl.Series(removal_effects(model, batch, target))

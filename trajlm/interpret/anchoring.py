@@ -9,7 +9,6 @@ import polars as pl
 from tqdm import tqdm
 
 from trajlm.errors import TrajlmError
-from trajlm.interception import attention_layers
 from trajlm.interpret.ablation import (
     NOTHING,
     ablation_trajectories,
@@ -17,7 +16,7 @@ from trajlm.interpret.ablation import (
     cohort_ablation,
     cohort_batches,
 )
-from trajlm.interpret.attention import StayAttention, event_attention, stay_attention
+from trajlm.interpret.attention import StayAttention, event_attention, shown_layer, stay_attention
 from trajlm.interpret.audit import (
     MEASURES,
     contrast,
@@ -166,14 +165,14 @@ def _views(
     for stay, ablated in chosen:
         maps = {}
         for name, run in runs.items():
-            batch, layers = run.model.encode_timeline(run.prepared.timeline(stay)), attention_layers(run.model.backbone)
+            batch, layer = run.model.encode_timeline(run.prepared.timeline(stay)), shown_layer(run.model)
             ablation = Ablation(ablated, modalities=(ablated,))
             frame = ablation_trajectories(run.model, batch, [ablation])
             trajectories.append(frame.select(pl.lit(name).alias("run"), pl.all()))
             for label, one in ((NOTHING, batch), (ablated, ablation.apply(run.model, batch))):
-                if not layers:
+                if layer is None:
                     continue
-                maps[name, label] = stay_attention(run.model, one, layers[-1])
+                maps[name, label] = stay_attention(run.model, one, layer)
                 looks = event_attention(maps[name, label])
                 keys = [pl.lit(v).alias(c) for c, v in (("run", name), ("stay_id", stay), ("ablated", label))]
                 attention.append(looks.select(*keys, pl.all()))

@@ -17,7 +17,15 @@ from torch import Tensor
 from trajlm.anchoring import EVENTS, READ_OUTS, is_static
 from trajlm.backbones import text_config
 from trajlm.errors import TrajlmError
-from trajlm.interception import AttentionCall, Interception, bare, intercepted, layer_numbers, no_attention
+from trajlm.interception import (
+    AttentionCall,
+    Interception,
+    attention_layers,
+    bare,
+    intercepted,
+    layer_numbers,
+    no_attention,
+)
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel, TrajectoryOutput
 
@@ -56,6 +64,14 @@ def read_with_attention(
     with intercepted(model.backbone, Interception(dict.fromkeys(numbers, keep))) as maps:
         output = model(batch)
     return output, {asked: maps.seen[number] for asked, number in zip(layers, numbers, strict=True)}
+
+
+def shown_layer(model: TrajectoryModel) -> int | None:
+    """The last layer whose attention can be shown, counted from 0.
+
+    None where there is none: backbones without attention, and models whose first position is a prompt's.
+    """
+    return None if len(model.prompt_ids) else max(attention_layers(model.backbone), default=None)
 
 
 def check_heads(model: TrajectoryModel, heads: Sequence[int] | None) -> None:

@@ -62,9 +62,8 @@ def summary(event: Event, features: dict[int, FittedFeature], notes: bool = Fals
     parts = []
     for feature_id, value in list(zip(event.feature_ids, event.values, strict=True))[:MOST_VALUES]:
         feature = features[feature_id]
-        parts.append(
-            feature.name if feature.kind == "category" else f"{feature.name} {value:g} {feature.unit}".rstrip()
-        )
+        name = feature.name.replace("_", " ")
+        parts.append(name if feature.kind == "category" else f"{name} {value:g} {feature.unit}".rstrip())
     left = len(event.values) - len(parts)
     return ", ".join(parts) + (f" and {left} more" if left > 0 else "")
 

@@ -51,6 +51,7 @@ def knock_out(
     Raises:
         TrajlmError: the backbone has no attention that can be changed, or a position would be left nothing to see.
     """
+    model.require_no_prompt("knock-out")
     length = 2 * batch.present.shape[1]
     if tuple(blocked.shape[1:]) != (length, length) or blocked.shape[0] not in (1, len(batch.stay_ids)):
         raise TrajlmError(
@@ -181,6 +182,7 @@ def patched(
     Raises:
         TrajlmError: the depth does not exist, or the source lacks an event.
     """
+    model.require_no_prompt("patching")
     place, found = _matched(batch, source)
     chosen = events & batch.present
     if (chosen & ~found).any():

@@ -45,6 +45,7 @@ def summary_figures(report: Report) -> dict[str, list[Figure]]:
     training = report.training
     stages = [] if training is None else training["stage"].unique(maintain_order=True).to_list()
     anchoring = report.anchoring
+    watched = anchoring is not None and anchoring["share_before"].is_finite().any()
     return {
         "performance": performance,
         "calibration": calibration,
@@ -52,7 +53,7 @@ def summary_figures(report: Report) -> dict[str, list[Figure]]:
         "pretraining": [_losses(training, stage, first=not i) for i, stage in enumerate(stages)]
         if training is not None
         else [],
-        "anchoring": [] if anchoring is None or anchoring.is_empty() else [_anchoring(report, anchoring)],
+        "anchoring": [_anchoring(report, anchoring)] if anchoring is not None and watched else [],
     }
 
 

@@ -25,7 +25,7 @@ from trajlm.interpret.ablation import (
     cohort_batches,
     most_divergent_stays,
 )
-from trajlm.interpret.attention import StayAttention, stay_attention
+from trajlm.interpret.attention import StayAttention, shown_layer, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
 from trajlm.interpret.runs import finished_run
 from trajlm.latents import Latents
@@ -156,8 +156,11 @@ def stay_findings(
     timeline = prepared.timeline(stay_id)
 
     def read(one: TrajectoryModel) -> RunFindings:
-        def look(part: Timeline) -> tuple[pl.DataFrame, StayAttention]:
-            return belief_trajectory(one, part, notes), stay_attention(one, one.encode_timeline(part))
+        layer = shown_layer(one)
+
+        def look(part: Timeline) -> tuple[pl.DataFrame, StayAttention | None]:
+            seen = None if layer is None else stay_attention(one, one.encode_timeline(part), layer)
+            return belief_trajectory(one, part, notes), seen
 
         return RunFindings(*look(timeline), {m: look(t) for m, t in ablated_timelines(timeline, modalities).items()})
 

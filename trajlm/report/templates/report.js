@@ -104,6 +104,7 @@
     const other = stay.against && state.against ? (ablated ? stay.against.ablations[ablated] : stay.against) : null;
     const beside = other && other.attention ? other.attention : null;
     find("attention-none").hidden = Boolean(own);
+    for (const part of document.querySelectorAll("[data-needs=attention]")) part.hidden = !own && !beside;
     find("attention-plot").hidden = !own;
     if (find("attention-against")) find("attention-against").hidden = !beside;
     document.querySelector(".maps").classList.toggle("two", Boolean(beside)); // before drawing: it decides the width
