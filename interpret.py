@@ -33,6 +33,14 @@ def main() -> None:
     parser.add_argument(
         "--figures", nargs="*", choices=["png", "svg"], default=["png", "svg"], help="files to write of every figure"
     )
+    parser.add_argument(
+        "--interventions",
+        nargs="*",
+        metavar="TARGET",
+        help="also remove, cut off and attribute each event of the stays shown, and say where that disagrees with "
+        "attention, for these targets (none named: the first). Off by default: it reads a stay two times per event, "
+        "and takes 16 or more gradients of it for each target",
+    )
     parser.add_argument("--show-notes", action="store_true", help="show the text of notes (default: only their length)")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments = vars(parser.parse_args())

@@ -63,6 +63,17 @@ def values(modality: list[str], rng: np.random.Generator) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["event_index", "feature", "value", "unit"], orient="row")
 
 
+def importance(attention: AttentionMap, rng: np.random.Generator) -> pl.DataFrame:
+    """Effects in points of a probability; the last read-out's attention is the map's."""
+    events = attention.positions.filter(pl.col("kind") == "event")
+    effects = {name: rng.normal(0, 0.03, events.height) for name in ("knock_out", "removal", "attribution")}
+    return events.select("modality", "hours_since_admission").with_columns(
+        event_index=pl.int_range(events.height),
+        attention=pl.Series(attention.weights[-1, 0::2].astype(float)),
+        **{name: pl.Series(values) for name, values in effects.items()},
+    )
+
+
 def stay_page(
     stay_id: int, events: int, seed: int = 0, *, died: bool = False, against: bool = False, ablated: bool = True
 ) -> StayPage:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from test_attention_families import family
-from test_edits import toy_timeline
+from test_edits import labs, toy_timeline
 from test_trajectory import toy_batch, toy_model
 
 from trajlm.interpret.agreement import agreement, disagreements, event_importance, removal_effects
 from trajlm.interpret.attention import stay_attention
+from trajlm.interpret.attribution import IncompleteAttributionError
 from trajlm.interpret.edits import Ablation
 from trajlm.interpret.interventions import last_beliefs
 
@@ -26,6 +27,31 @@ def test_removal_effects_are_those_of_single_removals():
             one = Ablation("x", events=(event,), how="missing_token").apply(model, batch)
             belief = float(last_beliefs(model, model(one), one)["mortality"])
             assert effect == pytest.approx(belief - whole, abs=1e-6)
+
+
+def test_events_of_one_modality_and_hour_go_together():
+    model = toy_model()
+    timeline = toy_timeline(1)
+    batch, own = model.encode_timeline(timeline), labs(timeline)
+    first = next(i for i in own if i + 1 in own)
+    pair = [first, first + 1]
+    batch.hours[0, first] = batch.hours[0, first + 1]
+    found = removal_effects(model, batch, "mortality")
+    both = Ablation("x", events=tuple(pair), how="missing_token").apply(model, batch)
+    with torch.no_grad():
+        whole, belief = (float(last_beliefs(model, model(b), b)["mortality"]) for b in (batch, both))
+    assert found[pair] == pytest.approx([belief - whole] * 2, abs=1e-6)
+
+
+def test_attributions_that_do_not_add_up_are_unknown(monkeypatch):
+    def incomplete(*arguments):
+        raise IncompleteAttributionError("expected 0.1")
+
+    monkeypatch.setattr("trajlm.interpret.agreement.integrated_gradients", incomplete)
+    model = toy_model()
+    table = event_importance(model, model.encode_timeline(toy_timeline(1)), "mortality")
+    assert table["attribution"].null_count() == table.height
+    assert agreement(table)["attribution"] is None
 
 
 def test_importance_and_agreement():

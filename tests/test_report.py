@@ -378,5 +378,5 @@ def test_templates_are_installed_with_the_package():
     assert {p.name for p in folder.iterdir()} == {
         "report.html", "cohort.html", "stay.html", "audit.html", "macros.html", "report.css",
         "draw.js", "timeline.js", "attention.js", "stay.js", "report.js", "inspect.html", "inspect.js",
-        "alignment.html",
+        "alignment.html", "importance.js",
     }  # fmt: skip

@@ -3,11 +3,13 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
-from report_example import example_report, stay_page
+from report_example import example_report, importance, stay_page
 from test_report import HOSTILE, hostile_report
 
+from trajlm.interpret.agreement import disagreement
 from trajlm.report.page import write_report
 
 FLAGS = (
@@ -402,6 +404,35 @@ def test_two_runs_stand_side_by_side(browser, tmp_path):
     assert "The same of scratch" in watched.text("#anchoring")
     watched.check()
     page.close()
+
+
+def test_what_interventions_find_stands_beside_attention(browser, tmp_path):
+    stay = stay_page(1001, 24)
+    found = importance(stay.attention, np.random.default_rng(0))
+    page = write_report(example_report([replace(stay, importance={"mortality": found})]), tmp_path, figures=())
+    watched = Watched(browser, page)
+    said = disagreement(found)
+    assert f"{'disagree' if said['disagree'] else 'agree'} on this stay" in watched.text("#importance")
+    assert f"{said['removal']:.2f}".replace("-", "−") in watched.text("#importance [data-part=agreement]")
+    first = found.sort(pl.col("removal").abs(), descending=True).row(0, named=True)
+    cells = [cell.inner_text() for cell in watched.page.query_selector_all("#importance tbody tr:first-child td")]
+    assert cells[0] == f"{first['hours_since_admission']:.1f} h"
+    # Taking an event away lowers the belief by what it adds.
+    for cell, name, sign in zip(cells[2:], ("removal", "knock_out", "attribution"), (-1, -1, 1), strict=True):
+        points = 100 * sign * first[name]
+        assert float(cell.removesuffix(" points").replace("−", "-")) == pytest.approx(points, abs=0.051)
+    drawn = watched.page.evaluate("document.querySelector('#importance .plot').data.filter(t => t.mode === 'markers')"
+                                  ".map(t => Array.from(t.y))")  # fmt: skip
+    assert drawn[0] == pytest.approx([100 * v for v in found["attention"]], abs=1e-3)
+    assert drawn[1] == pytest.approx([-100 * v for v in found["removal"]], abs=1e-3)
+    watched.page.click("#importance tbody tr:first-child button")
+    assert watched.event() == f"EVENT {first['event_index'] + 1} OF 24"
+    assert cells[2] in watched.text("#event [data-part=effects]")
+    watched.page.select_option("#target-select", "length_of_stay")
+    assert watched.page.is_hidden("#importance")
+    assert watched.page.is_hidden("#event [data-part=effects]")
+    watched.check()
+    watched.page.close()
 
 
 def test_a_backbone_without_attention_still_has_its_page(browser, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 import torch
-from conftest import FINETUNING, TRAJLM, command
+from conftest import FINETUNING, TRAJLM, command, last_line
 from test_edits import toy_timeline
 from test_trajectory import toy_batch, toy_model
 
@@ -26,7 +26,7 @@ def without(workplace, prepared_folder, encoders_run):
 
 
 def test_a_state_space_run_has_its_report(without, tmp_path):
-    done = command("interpret.py", "--run", without, "--stays-shown", 1, "--out", tmp_path)
+    done = command("interpret.py", "--run", without, "--stays-shown", 1, "--interventions", "--out", tmp_path)
     assert "Traceback" not in done.stderr
     page = (tmp_path / "index.html").read_text()
     assert "This run has no attention to show" in page
@@ -34,11 +34,25 @@ def test_a_state_space_run_has_its_report(without, tmp_path):
     assert pl.read_csv(tmp_path / "tables/trajectories.csv")["ablated"].n_unique() > 1
     assert list((tmp_path / "figures").glob("stay_*_mortality.png"))
     assert not list((tmp_path / "figures").glob("*attention*"))
+    effects = pl.read_csv(tmp_path / "tables/importance.csv")
+    assert effects.select("removal", "attribution").null_count().row(0) == (0, 0)
+    assert effects["knock_out"].null_count() == effects.height
+    assert pl.read_csv(tmp_path / "tables/agreement.csv")["disagree"].to_list() == [None]
+    assert len(list((tmp_path / "figures").glob("stay_*_mortality_importance.svg"))) == 1
 
 
 def test_a_run_with_attention_may_stand_beside_one_without(run, without, tmp_path):
-    command("interpret.py", "--run", run, "--against", without, "--stays-shown", 1, "--figures", "--out", tmp_path)
-    assert (tmp_path / "index.html").exists()
+    words = ["--run", run, "--against", without, "--stays-shown", 1, "--figures", "--out", tmp_path]
+    refused = command("interpret.py", *words, "--interventions", "death", check=False)
+    assert last_line(refused) == "error: --interventions death: the run believes in mortality, length_of_stay_hours"
+    command("interpret.py", *words, "--interventions", "length_of_stay_hours", "mortality")
+    effects = pl.read_csv(tmp_path / "tables/importance.csv")
+    assert effects["target"].unique(maintain_order=True).to_list() == ["length_of_stay_hours", "mortality"]
+    assert effects.null_count().sum_horizontal().item() == 0
+    # Repeated, nothing is measured again.
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/*.parquet")}
+    command("interpret.py", *words, "--interventions", "mortality")
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/*.parquet")}
 
 
 def test_a_state_space_run_has_its_audit(without, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,25 +13,27 @@ from scipy.stats import spearmanr
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.attention import event_attention, shown_layer, stay_attention
-from trajlm.interpret.attribution import integrated_gradients
+from trajlm.interpret.attribution import IncompleteAttributionError, integrated_gradients
 from trajlm.interpret.edits import ablate, stacked
 from trajlm.interpret.interventions import TOGETHER, event_rows, knock_out_effects, last_beliefs
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
 
 INTERVENTIONS = ("knock_out", "removal", "attribution")
+LEAST = 0.3  # rank correlation with the removals under which attention is said to disagree
 
 
 @torch.no_grad()
 def removal_effects(model: TrajectoryModel, batch: TrajectoryBatch, target: str) -> np.ndarray:
     """float64[S]: how far the last belief of one timeline moves when each event shows its missing token instead.
 
-    What the event measured is forgotten by later states too (:func:`trajlm.interpret.edits.ablate`).
+    What the event measured is forgotten by later states too (:func:`trajlm.interpret.edits.ablate`). Events of a
+    modality at the same hour go together, as the state cannot tell which measured what: each has their common effect.
     """
-    count = batch.present.shape[1]
     whole = last_beliefs(model, model(batch), batch)[target]
     found = []
-    for part in torch.eye(count, dtype=torch.bool, device=batch.present.device).split(TOGETHER):
+    together = (batch.modality[0, :, None] == batch.modality[0]) & (batch.hours[0, :, None] == batch.hours[0])
+    for part in together.split(TOGETHER):
         versions = stacked([ablate(model, batch, chosen[None], "missing_token") for chosen in part])
         found.append(last_beliefs(model, model(versions), versions)[target] - whole)
     return torch.cat(found).cpu().double().numpy()
@@ -48,7 +52,7 @@ def event_importance(model: TrajectoryModel, batch: TrajectoryBatch, target: str
         the event, in the last layer that has attention), ``knock_out`` (last belief with the event cut off from all
         that follows, minus that without), ``removal`` (:func:`removal_effects`) and ``attribution``
         (:func:`trajlm.interpret.attribution.integrated_gradients`), each in the belief's unit. Attention and knock-out
-        are null for backbones without attention.
+        are null for models without attention to show, attributions where they do not add up.
     """
     layer = shown_layer(model)
     rows = event_rows(model, batch)
@@ -62,7 +66,9 @@ def event_importance(model: TrajectoryModel, batch: TrajectoryBatch, target: str
     except TrajlmError:  # a family whose attention can be watched and not changed
         cut = nothing
     removal = pl.Series(removal_effects(model, batch, target))
-    attribution = integrated_gradients(model, batch, target).events["attribution"]
+    attribution: pl.Expr | pl.Series = nothing
+    with suppress(IncompleteAttributionError):
+        attribution = integrated_gradients(model, batch, target).events["attribution"]
     return rows.with_columns(attention=attention, knock_out=cut, removal=removal, attribution=attribution)
 
 
@@ -82,8 +88,35 @@ def agreement(importance: pl.DataFrame) -> dict[str, float | None]:
     return found
 
 
+def disagreement(importance: pl.DataFrame, least: float = LEAST) -> dict[str, Any]:
+    """Whether attention and interventions disagree about the events of a stay.
+
+    Args:
+        importance: of :func:`event_importance`.
+        least: rank correlation below which they are said to disagree.
+
+    Returns:
+        events, the three correlations of :func:`agreement`, ``most_attended`` and ``most_moving`` (event_index of the
+        event that the last read-out attends to most, and of the one whose removal moves the belief most),
+        ``same_event``, and ``disagree``: attention's ranking correlates less than ``least`` with the removals'. None
+        where there is no attention to show.
+    """
+    ranks = agreement(importance)
+    seen = importance["attention"].null_count() == 0
+    attended = importance.sort("attention", descending=True, nulls_last=True)["event_index"][0]
+    moving = importance.sort(pl.col("removal").abs(), descending=True)["event_index"][0]
+    return {
+        "events": importance.height,
+        **ranks,
+        "most_attended": attended if seen else None,
+        "most_moving": moving,
+        "same_event": attended == moving if seen else None,
+        "disagree": None if ranks["removal"] is None else ranks["removal"] < least,
+    }
+
+
 def disagreements(
-    model: TrajectoryModel, batches: Sequence[TrajectoryBatch], target: str, least: float = 0.3
+    model: TrajectoryModel, batches: Sequence[TrajectoryBatch], target: str, least: float = LEAST
 ) -> pl.DataFrame:
     """Where attention and intervention disagree, stay by stay.
 
@@ -91,31 +124,10 @@ def disagreements(
         model: fine-tuned.
         batches: of one timeline each, without padding.
         target: whose last belief.
-        least: rank correlation below which they are said to disagree.
+        least: as in :func:`disagreement`.
 
     Returns:
-        one row per stay: stay_id, events, the three correlations of :func:`agreement`, ``most_attended`` and
-        ``most_moving`` (event_index of the event that the last read-out attends to most, and of the one whose removal
-        moves the belief most), ``same_event``, and ``disagree``: attention's ranking correlates less than ``least``
-        with the removals'. Null where the backbone has no attention.
+        one row per stay: stay_id and what :func:`disagreement` says of it.
     """
-    rows = []
-    for batch in batches:
-        found = event_importance(model, batch, target)
-        ranks = agreement(found)
-        attended = found.sort("attention", descending=True, nulls_last=True)["event_index"][0]
-        moving = found.sort(pl.col("removal").abs(), descending=True)["event_index"][0]
-        seen = found["attention"].null_count() == 0
-        removal = ranks["removal"]
-        rows.append(
-            {
-                "stay_id": int(batch.stay_ids[0]),
-                "events": found.height,
-                **ranks,
-                "most_attended": attended if seen else None,
-                "most_moving": moving,
-                "same_event": attended == moving if seen else None,
-                "disagree": None if removal is None else removal < least,
-            }
-        )
+    rows = [{"stay_id": int(b.stay_ids[0]), **disagreement(event_importance(model, b, target), least)} for b in batches]
     return pl.DataFrame(rows, schema_overrides=dict.fromkeys(INTERVENTIONS, pl.Float64))

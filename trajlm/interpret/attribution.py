@@ -25,6 +25,10 @@ NEGLIGIBLE = 1e-6  # of a belief: differences of this size are rounding, and are
 Baseline = Literal["missing_token", "nothing"]
 
 
+class IncompleteAttributionError(TrajlmError):
+    """The attributions of a stay do not sum to the change in its belief, however many steps are taken."""
+
+
 @dataclass(frozen=True)
 class Attribution:
     """Attributions of one belief.
@@ -68,9 +72,10 @@ def integrated_gradients(
         tolerance: largest share of the change in belief that may be left unexplained.
 
     Raises:
-        TrajlmError: captum is not installed, the target is unknown, or the sum does not come close enough.
+        TrajlmError: captum is not installed, or the target is unknown.
+        IncompleteAttributionError: the sum does not come close enough.
     """
-    method = _captum()
+    method = require_captum()
     if target not in model.targets:
         raise TrajlmError(f"expected a target of the model ({', '.join(model.targets)}), came {target!r}")
     if len(batch.stay_ids) != 1 or not bool(batch.present.all()):
@@ -96,7 +101,7 @@ def integrated_gradients(
     steps, error, total = FIRST_STEPS, float("inf"), torch.zeros(0)
     while abs(error) > allowed:
         if steps > MOST_STEPS:
-            raise TrajlmError(
+            raise IncompleteAttributionError(
                 f"stay {int(batch.stay_ids[0])}: after {steps // 2} steps the attributions sum to "
                 f"{float(total.sum()):.6f}, expected {belief - base:.6f}"
             )
@@ -115,7 +120,8 @@ def baseline_of(model: TrajectoryModel, batch: TrajectoryBatch, kind: Baseline) 
     return replace(batch, latents=torch.zeros_like(batch.latents), state=torch.zeros_like(batch.state))
 
 
-def _captum() -> Any:
+def require_captum() -> Any:
+    """The method of captum. Raises TrajlmError where captum is not installed."""
     try:
         from captum.attr import IntegratedGradients
     except ImportError:

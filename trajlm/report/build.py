@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ class RunFindings:
 
 @dataclass(frozen=True)
 class StayFindings:
-    """What was found of one stay, by the run and by the run it is compared with."""
+    """What was found of one stay, by the run and by the run it is compared with; by target, its events' importance."""
 
     timeline: Timeline
     own: RunFindings
     against: RunFindings | None = None
+    importance: dict[str, pl.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -266,4 +267,5 @@ def _page(found: StayFindings, metrics: dict[str, Any], model: TrajectoryModel) 
         ablations=without(found.own),
         values=event_values(model, found.timeline),
         against=other,
+        importance=found.importance,
     )

@@ -29,6 +29,7 @@ ABLATION_COLUMNS = ("ablated", "target", "metric", "value", "low", "high", "stay
 POSITION_COLUMNS = ("position", "kind", "modality", "hours_since_admission")
 TRAJECTORY_COLUMNS = ("event_index", "hours_since_admission", "modality", "summary")
 VALUE_COLUMNS = ("event_index", "feature", "value", "unit")
+IMPORTANCE_COLUMNS = ("event_index", "attention", "knock_out", "removal", "attribution")
 
 
 def require_columns(frame: pl.DataFrame, columns: tuple[str, ...], what: str) -> None:
@@ -130,6 +131,8 @@ class StayPage:
         ablations: the same stay without one modality, by modality.
         values: VALUE_COLUMNS, every measurement behind every event; value is null for a category.
         against: the same of the run that this one is compared with.
+        importance: IMPORTANCE_COLUMNS by target, where the interventions were measured
+            (:func:`trajlm.interpret.agreement.event_importance`).
     """
 
     stay_id: int
@@ -140,6 +143,7 @@ class StayPage:
     ablations: dict[str, AblatedStay] = field(default_factory=dict)
     values: pl.DataFrame | None = None
     against: AgainstStay | None = None
+    importance: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     @property
     def trajectories(self) -> dict[str, pl.DataFrame]:
@@ -233,6 +237,8 @@ class Report:
                 require_columns(frame, TRAJECTORY_COLUMNS + beliefs, f"stay {stay.stay_id}{which}, trajectory")
             if stay.values is not None:
                 require_columns(stay.values, VALUE_COLUMNS, f"stay {stay.stay_id}, values")
+            for target, frame in stay.importance.items():
+                require_columns(frame, IMPORTANCE_COLUMNS, f"stay {stay.stay_id}, importance for {target}")
 
     @property
     def modalities(self) -> list[str]:

@@ -32,7 +32,7 @@ from trajlm.report.tables import (
 __all__ = ["AblatedStay", "AgainstStay", "AttentionMap", "Report", "StayPage", "TargetInfo", "write_report"]
 
 
-SCRIPTS = ("draw.js", "timeline.js", "attention.js", "stay.js", "report.js")
+SCRIPTS = ("draw.js", "timeline.js", "attention.js", "stay.js", "importance.js", "report.js")
 
 
 def write_report(report: Report, out: Path, figures: Sequence[str] = KINDS) -> Path:
@@ -92,6 +92,7 @@ def render(report: Report, figures: dict[str, list[Figure]] | None = None) -> st
         lines=stay_lines(report),
         spark={"width": SPARK_WIDTH, "height": SPARK_HEIGHT},
         stays=[inline_json(stay_data(stay, report.targets)) for stay in report.stays],
+        explained=any(stay.importance for stay in report.stays),
         ablatable=sorted({name for stay in report.stays for name in stay.ablations}),
         label=name_label,
         outcomes=[

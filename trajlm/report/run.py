@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from trajlm.interpret.ablation import (
     cohort_batches,
     most_divergent_stays,
 )
+from trajlm.interpret.agreement import event_importance
 from trajlm.interpret.attention import StayAttention, shown_layer, stay_attention
+from trajlm.interpret.attribution import require_captum
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
 from trajlm.interpret.runs import finished_run
 from trajlm.latents import Latents
@@ -52,6 +54,8 @@ class InterpretConfig:
         against: run folder of a second run on the same prepared folder, shown beside the first.
         figures: kinds of file to write every figure as, beside the page: png, svg.
         show_notes: show the text of notes. By default a report carries no note text.
+        interventions: targets for which every event of the stays shown is removed, cut off and attributed; an empty
+            list is the first target, None is none: it costs two readings per event and more.
     """
 
     run: str
@@ -64,6 +68,7 @@ class InterpretConfig:
     against: str | None = None
     figures: list[str] = field(default_factory=lambda: ["png", "svg"])
     show_notes: bool = False
+    interventions: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def interpret(config: InterpretConfig) -> Path:
         raise TrajlmError(f"--ablate {unknown[0]}: the model reads {', '.join(model.encoders.modalities)}")
     for stay in config.stay:
         prepared.position(stay)
+    explained = _explained(config.interventions, model)
     beliefs = pl.read_parquet(opened.folder / "beliefs.parquet")
     held_out = beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
     held_out = _audited(held_out, config.audit_stays, about["recipe"]["seed"])
@@ -109,10 +115,11 @@ def interpret(config: InterpretConfig) -> Path:
         name = _other_name(other.folder, opened.folder)
         beside = OtherRun(name, other.folder, other.metrics, anchoring(found, other.model.targets))
     shown = config.stay or most_divergent_stays(changes, model.targets[0], config.stays_shown)
-    findings = [
-        stay_findings(model, prepared, stay, modalities, config.show_notes, other.model if other else None)
-        for stay in tqdm(shown, desc="stays", unit="stay")
-    ]
+    findings = []
+    for stay in tqdm(shown, desc="stays", unit="stay"):
+        read = stay_findings(model, prepared, stay, modalities, config.show_notes, other.model if other else None)
+        importance = {target: _importance(opened, read.timeline, target, Path(config.out)) for target in explained}
+        findings.append(replace(read, importance=importance))
     figures = ablation_metrics(ablations, modalities, prepared, opened.metrics["targets"], about["recipe"])
     report = build_report(
         opened.folder, prepared, model, opened.metrics, figures, changes, findings, _pretraining(about),
@@ -121,6 +128,34 @@ def interpret(config: InterpretConfig) -> Path:
     page = write_report(report, Path(config.out), config.figures)
     print(f"report: {page}")
     return page
+
+
+def _explained(wanted: Sequence[str] | None, model: TrajectoryModel) -> list[str]:
+    """The targets of ``--interventions``, checked before anything long is begun."""
+    if wanted is None:
+        return []
+    unknown = sorted(set(wanted) - set(model.targets))
+    if unknown:
+        raise TrajlmError(f"--interventions {unknown[0]}: the run believes in {', '.join(model.targets)}")
+    require_captum()
+    return list(wanted) or model.targets[:1]
+
+
+def _importance(opened: OpenedRun, timeline: Timeline, target: str, out: Path) -> pl.DataFrame:
+    """What each event does to the last belief of a stay; kept in ``out``, as :func:`_ablations` are."""
+    folder = out / "work" / fingerprint(opened.folder / "metrics.json")[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, batch = folder / f"importance_{timeline.stay_id}_{target}.parquet", opened.model.encode_timeline(timeline)
+    return _kept(kept, event_importance, opened.model, batch, target)
+
+
+def _kept(path: Path, analysis: Callable[..., pl.DataFrame], *arguments: Any) -> pl.DataFrame:
+    """What lies there, or else what the analysis finds now, so that an interrupted report goes on."""
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        analysis(*arguments).write_parquet(partial)
+        partial.replace(path)
+    return pl.read_parquet(path)
 
 
 def _other_run(folder: Path, opened: OpenedRun, prepared: Prepared) -> OpenedRun:
@@ -174,7 +209,7 @@ def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
 def _ablations(
     opened: OpenedRun, prepared: Prepared, stays: pl.Series, modalities: Sequence[str], out: Path
 ) -> pl.DataFrame:
-    """The cohort's ablations; kept in ``out`` chunk by chunk, so that an interrupted report goes on."""
+    """The cohort's ablations; kept in ``out`` chunk by chunk."""
     run, model = opened.folder, opened.model
     latents = Latents(run / "latents", prepared, model.encoders.modalities)
     positions = np.array([prepared.position(s) for s in stays])
@@ -184,15 +219,8 @@ def _ablations(
     folder.mkdir(parents=True, exist_ok=True)
     frames = []
     for start in tqdm(range(0, len(positions), 32), desc="ablations", unit="batch"):
-        kept = folder / f"{start:09d}.parquet"
-        if not kept.exists():
-            frame = cohort_ablation(
-                model, cohort_batches(model, prepared, latents, positions[start : start + 32]), modalities
-            )
-            partial = kept.with_suffix(".partial")
-            frame.write_parquet(partial)
-            partial.replace(kept)
-        frames.append(pl.read_parquet(kept))
+        batches = cohort_batches(model, prepared, latents, positions[start : start + 32])
+        frames.append(_kept(folder / f"{start:09d}.parquet", cohort_ablation, model, batches, modalities))
     return pl.concat(frames, how="diagonal")
 
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 from trajlm.report.contents import Report
 from trajlm.report.figures import Figure
-from trajlm.report.static_stays import attention_canvas, belief_canvas
+from trajlm.report.static_stays import attention_canvas, belief_canvas, importance_canvas
 from trajlm.report.style import GRID, INK, MPL_MARKERS, MUTED
 
 PIXELS_PER_INCH = 100  # a Plotly pixel is a hundredth of an inch here
@@ -57,6 +57,10 @@ def write_figures(
             for target in report.targets[:MOST_TARGETS]:
                 canvas = belief_canvas(stay, target, report.modalities)
                 written += _save(canvas, folder, f"stay_{stay.stay_id}_{target.name}", kinds)
+            for target in report.targets:
+                if target.name in stay.importance:
+                    canvas = importance_canvas(stay, target, report.modalities)
+                    written += _save(canvas, folder, f"stay_{stay.stay_id}_{target.name}_importance", kinds)
             if stay.attention is not None:
                 written += _save(attention_canvas(stay), folder, f"stay_{stay.stay_id}_attention", kinds)
     return written

@@ -11,11 +11,17 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure as Canvas
 
 from trajlm.report.contents import PREDICT, AttentionMap, StayPage, TargetInfo
-from trajlm.report.stays import shown_attention
+from trajlm.report.stays import importance_adds, shown_attention
 from trajlm.report.style import ATTENTION_COLORS, INK, MPL_MARKERS, MUTED, modality_styles
 
 LOWEST_SHARE = 1e-3
 MOST_LABELS = 32
+IMPORTANCE_TITLES = {
+    "attention": "looked at: share of the last read-out's attention",
+    "removal": "removed: what the event adds to the last belief",
+    "knock_out": "cut off from all that follows: likewise",
+    "attribution": "integrated gradients: likewise",
+}
 
 
 def belief_canvas(stay: StayPage, target: TargetInfo, modalities: list[str]) -> Canvas:
@@ -75,6 +81,26 @@ def attention_canvas(stay: StayPage) -> Canvas:
     axes.set_title(f"Stay {stay.stay_id}: attention, last layer, mean over heads")
     bar = canvas.colorbar(image, shrink=0.6, pad=0.02, label="share of the row's attention, per position")
     bar.outline.set_edgecolor(MUTED)
+    return canvas
+
+
+def importance_canvas(stay: StayPage, target: TargetInfo, modalities: list[str]) -> Canvas:
+    """What each event does to the last belief, one measure under another; those that are unknown are left out."""
+    styles, adds = modality_styles(modalities), importance_adds(stay.importance[target.name])
+    place = {event: i for i, event in enumerate(stay.trajectory["event_index"])}
+    hours, modality = stay.trajectory["hours_since_admission"], stay.trajectory["modality"]
+    shown = [name for name in IMPORTANCE_TITLES if adds[name].is_not_null().any()]
+    canvas = Canvas(figsize=(7.2, 0.8 + 1.25 * len(shown)), layout="constrained")
+    rows = canvas.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(rows, shown, strict=True):
+        for event, value in adds.select("event_index", name).drop_nulls().iter_rows():
+            mark, hour = styles[modality[place[event]]], hours[place[event]]
+            axes.plot([hour, hour], [0, value], color="#b9b8b2", linewidth=0.8)
+            axes.plot(hour, value, color=mark["color"], marker=MPL_MARKERS[mark["symbol"]], markersize=4)
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set_title(IMPORTANCE_TITLES[name], fontsize=8.5, fontweight="normal")
+    rows[-1].set_xlabel("hours since admission")
+    canvas.suptitle(f"Stay {stay.stay_id}: what the last belief in {target.title.lower()} rests on", fontsize=11)
     return canvas
 
 

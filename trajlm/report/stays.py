@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trajlm.report.contents import EVENT, PREDICT, AblatedStay, AttentionMap, StayPage, TargetInfo
+from trajlm.interpret.agreement import disagreement
+from trajlm.report.contents import (
+    EVENT,
+    IMPORTANCE_COLUMNS,
+    PREDICT,
+    AblatedStay,
+    AttentionMap,
+    StayPage,
+    TargetInfo,
+)
 from trajlm.report.links import STEPS, readout_links
 from trajlm.report.tables import movers
 from trajlm.report.values import packed_values
@@ -29,6 +38,7 @@ def stay_data(stay: StayPage, targets: list[TargetInfo]) -> dict[str, Any]:
         "movers": {t.name: movers(stay.trajectory, t.name)["event_index"].to_list() for t in targets},
         "values": None if stay.values is None else packed_values(stay.values),
         "against": None,
+        "importance": {name: _importance(frame) for name, frame in stay.importance.items()},
     }
     # The other events of the stay, ablated or read by another run, are named under the same hours in its own summary.
     data["trajectory"]["summary"] = stay.trajectory["summary"].fill_null("").to_list()
@@ -48,6 +58,20 @@ def _run(whole: AblatedStay, ablations: dict[str, AblatedStay], targets: list[Ta
         }
 
     return {**one(whole), "ablations": {name: one(ablated) for name, ablated in ablations.items()}}
+
+
+def importance_adds(frame: pl.DataFrame) -> pl.DataFrame:
+    """IMPORTANCE_COLUMNS as what each event adds to the last belief.
+
+    Interventions take an event away, so their effect is turned round.
+    """
+    return frame.with_columns(-pl.col("knock_out"), -pl.col("removal"))
+
+
+def _importance(frame: pl.DataFrame) -> dict[str, Any]:
+    adds = importance_adds(frame)
+    columns = {name: _rounded(adds[name], 6) for name in IMPORTANCE_COLUMNS[1:]}
+    return {"event": frame["event_index"].to_list(), **columns, "agreement": disagreement(frame)}
 
 
 def _plain(value: float | None) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from trajlm.interpret.agreement import INTERVENTIONS, disagreement
 from trajlm.report.contents import Report, StayPage, TargetInfo
 
 NOT_DEFINED = "–"
@@ -268,9 +269,22 @@ def _moved_most(report: Report) -> pl.DataFrame | None:
     return pl.concat(parts, how="diagonal_relaxed") if parts else None
 
 
+def _importance(stays: list[StayPage]) -> tuple[pl.DataFrame | None, pl.DataFrame | None]:
+    """Every event's importance, and per stay and target whether attention and interventions agree on it."""
+    parts, said = [], []
+    for stay in stays:
+        for target, frame in stay.importance.items():
+            labels = {"stay_id": stay.stay_id, "target": target}
+            parts.append(frame.select(*(pl.lit(value).alias(name) for name, value in labels.items()), pl.all()))
+            said.append(labels | disagreement(frame))
+    floats = dict.fromkeys(INTERVENTIONS, pl.Float64)
+    return (pl.concat(parts), pl.DataFrame(said, schema_overrides=floats)) if parts else (None, None)
+
+
 def write_tables(report: Report, folder: Path) -> list[Path]:
     """Write each of the report's frames as ``<name>.csv`` into ``folder``, and return the files."""
     silhouette = report.silhouette
+    importance, agreement = _importance(report.stays)
     frames = {
         "metrics": report.metrics,
         "calibration": report.calibration,
@@ -285,6 +299,8 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         "ablation": report.ablation,
         "trajectories": _trajectories(report.stays),
         "moved_most": _moved_most(report),
+        "importance": importance,
+        "agreement": agreement,
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -50,7 +50,8 @@ const trajlm = (() => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
     const text = target.kind === "probability" ? `${(100 * size).toFixed(1)} points` : `${size.toFixed(1)} ${target.unit}`;
-    return `${value < 0 ? "−" : "+"}${text}`;
+    const sign = Number.parseFloat(text) === 0 ? "" : value < 0 ? "−" : "+";
+    return `${sign}${text}`;
   }
 
   // An element with text in it; text is never read as markup.

@@ -16,6 +16,7 @@
 
   const timeline = trajlm.timeline(find("belief"), { onPick: showEvent });
   const panel = trajlm.eventPanel(find("event"), { jump: (i) => { timeline.pick(i); find("belief").focus(); } });
+  const importance = find("importance") && trajlm.importance(find("importance"), { onPick: (i) => timeline.pick(i) });
   const maps = ["attention-plot", "attention-against-plot"].map((id) => find(id) && trajlm.attentionMap(find(id), { rowsWanted: () => rowsSelect.value }));
 
   // What is looked at: the last modality ablated, else the stay as it is.
@@ -142,6 +143,7 @@
     say();
     drawBelief();
     fillMovers();
+    if (importance) importance.update(state.stay, state.target);
     if (attention) drawAttention();
     if (timeline.picked !== null) showEvent(timeline.picked, { said: false });
   }

@@ -102,6 +102,17 @@ trajlm.eventPanel = (root, { jump = () => {} } = {}) => {
     fillList("later", stay, looks.later, "None does.");
   }
 
+  // What interventions on the event do to the last belief, where they were measured.
+  function fillEffects(stay, target, i) {
+    const found = (stay.importance || {})[target.name];
+    const k = found ? found.event.indexOf(stay.trajectory.event[i]) : -1;
+    part("effects").hidden = k < 0;
+    if (k < 0) return;
+    const ways = [["removal", "removed"], ["knock_out", "cut off"], ["attribution", "by attribution"]];
+    const said = ways.filter(([name]) => found[name][k] !== null).map(([name, way]) => `${changeText(target, found[name][k])} (${way})`);
+    part("effects").textContent = `Adds to the last belief: ${said.join(", ")}`;
+  }
+
   // Everything about event i; `looks` is its attention, or null where there is none.
   function show(stay, target, i, looks) {
     const { trajectory } = stay;
@@ -112,6 +123,7 @@ trajlm.eventPanel = (root, { jump = () => {} } = {}) => {
     const change = trajectory.change[target.name][i];
     part("belief").textContent = change === null ? `${target.title}: ${beliefText(target, belief)}, the first belief`
       : `${target.title}: ${beliefText(target, belief - change)} → ${beliefText(target, belief)} (${changeText(target, change)})`;
+    fillEffects(stay, target, i);
     fillValues(stay, i);
     fillAttention(stay, i, looks);
   }
