@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from trajlm.interpret.audit import summarise, with_decisions
 from trajlm.report.page import AblatedStay, AgainstStay, AttentionMap, Report, StayPage, TargetInfo
 
 MODALITIES = ("demographics", "vitals", "labs", "radiology_notes", "chest_xray")
@@ -138,6 +139,11 @@ def anchoring(rng: np.random.Generator, stays: int = 60) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+def audit(changes: pl.DataFrame) -> pl.DataFrame:
+    stays = changes.select("stay_id", subject_id=pl.col("stay_id")).unique(maintain_order=True)
+    return summarise(with_decisions(changes, {"mortality": 0.25}), stays, 50, 0)
+
+
 def ablation(rng: np.random.Generator) -> pl.DataFrame:
     rows = []
     costs = {"demographics": 0.004, "vitals": 0.11, "labs": 0.05, "radiology_notes": 0.0, "chest_xray": -0.01}
@@ -205,4 +211,5 @@ def example_report(stays: list[StayPage] | None = None, **changes: object) -> Re
         "ablation": ablation(rng),
         "stays": [stay_page(1001, 28), stay_page(1002, 90, died=True)] if stays is None else stays,
     }  # fmt: skip
+    fields["audit"] = audit(fields["anchoring"])
     return Report(**{**fields, **changes})  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from conftest import TRAJLM, command, last_line
 from test_attention_families import family
+from test_report_browser import Watched, browser  # noqa: F401, browser is a fixture
 from test_trajectory import toy_batch
 
 from trajlm.errors import TrajlmError
@@ -182,9 +183,31 @@ def test_the_command_writes_what_the_functions_say(audited, model, prepared, run
     sums = attention.select(pl.sum_horizontal("on_static", "on_self", "on_earlier", "on_read_outs")).to_series()
     assert sums.to_list() == pytest.approx([1.0] * len(sums), abs=1e-4)
     page = (out / "anchoring.html").read_text()
-    assert page.count('class="plotly-graph-div"') == 6 + 2 * len(set(attention.select("stay_id").to_series()))
+    stays = set(attention["stay_id"])
+    assert page.count("data-figure=") == 4 + len(stays)
+    assert page.count("data-map=") == 4 * len(stays)
     assert 'src="http' not in page
     assert "|drift|" in done.stdout
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_the_page_draws_everything_and_loads_nothing(audited, browser, width):  # noqa: F811
+    watched = Watched(browser, audited[0] / "anchoring.html", width, at="")
+    page = watched.page
+    for plot in page.query_selector_all("[data-figure], [data-map]"):
+        plot.scroll_into_view_if_needed()
+        plot.wait_for_selector(".main-svg")
+    weights = page.evaluate("[...document.querySelectorAll('[data-map]')].map(p => p.data[0].z[0][0])")
+    assert weights == pytest.approx([0.0] * len(weights))  # log10 of all that the first position can look at: itself
+    scales = page.evaluate("[...document.querySelectorAll('[data-map]')].map(p => p.data[0].zmin)")
+    assert len(set(scales)) == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = page.evaluate("document.querySelector('[data-figure=absolute_drift]').data[0].x")
+    summary = pl.read_csv(audited[0] / "summary.csv")
+    own = summary.filter(run="run", target="mortality", measure="absolute_drift")
+    assert shown == pytest.approx([100 * value for value in own["value"]])
+    watched.check()
+    page.close()
 
 
 def test_mistakes_of_the_command_are_one_line(run, workplace):

@@ -296,7 +296,7 @@ def test_every_table_is_written_whole(tmp_path):
     assert write_report(report, tmp_path, figures=()) == tmp_path / "index.html"
     assert {p.stem for p in (tmp_path / "tables").iterdir()} == {
         "metrics", "calibration", "presence", "retrieval", "silhouette", "training", "stages", "accounting",
-        "anchoring", "difference", "ablation", "trajectories", "moved_most",
+        "anchoring", "difference", "ablation", "trajectories", "moved_most", "audit",
     }  # fmt: skip
     back = pl.read_csv(tmp_path / "tables/metrics.csv")
     assert back.rows() == report.metrics.rows()
@@ -331,7 +331,7 @@ def test_a_report_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch)
 
 def test_sections_without_data_say_so():
     none = dict.fromkeys(("retrieval", "silhouette", "training", "stages", "accounting", "anchoring",
-                          "ablation", "difference"))  # fmt: skip
+                          "ablation", "difference", "audit"))  # fmt: skip
     report = example_report([], **none, metrics=example_report().metrics.head(0), warnings=[])
     text = render(report)
     assert text.count('class="none"') == 6
@@ -378,5 +378,5 @@ def test_templates_are_installed_with_the_package():
     assert {p.name for p in folder.iterdir()} == {
         "report.html", "cohort.html", "stay.html", "audit.html", "macros.html", "report.css",
         "draw.js", "timeline.js", "attention.js", "stay.js", "report.js", "inspect.html", "inspect.js",
-        "alignment.html", "importance.js",
+        "alignment.html", "importance.js", "anchoring.html", "anchoring.js",
     }  # fmt: skip

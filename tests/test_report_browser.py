@@ -386,7 +386,9 @@ def test_ablated_attention_is_that_of_the_ablated_stay(opened):
 
 def test_two_runs_stand_side_by_side(browser, tmp_path):
     stay = stay_page(1001, 24, against=True)
-    report = example_report([stay], against="scratch", anchoring_against=example_report([]).anchoring)
+    other = example_report([])
+    audits = {"audit_against": other.audit, "audit_difference": other.audit}
+    report = example_report([stay], against="scratch", anchoring_against=other.anchoring, **audits)
     watched = Watched(browser, write_report(report, tmp_path, figures=()))
     page = watched.page
     curves = {name: beliefs for name, _, beliefs in watched.belief()}
@@ -402,6 +404,7 @@ def test_two_runs_stand_side_by_side(browser, tmp_path):
     assert page.is_hidden("#attention-against-plot")
     page.click("nav a[href='#anchoring']")
     assert "The same of scratch" in watched.text("#anchoring")
+    assert "This run minus scratch" in watched.text("#anchoring")
     watched.check()
     page.close()
 

@@ -47,12 +47,14 @@ class StayFindings:
 
 @dataclass(frozen=True)
 class OtherRun:
-    """The run that a report compares with: its name, its metrics and, per stay and ablation, what moved."""
+    """The run that a report compares with: its name, its metrics, what moved per stay and ablation, and its audit."""
 
     name: str
     run: Path
     metrics: dict[str, Any]
     changes: pl.DataFrame
+    audit: pl.DataFrame
+    difference: pl.DataFrame
 
 
 def build_report(
@@ -62,6 +64,7 @@ def build_report(
     metrics: dict[str, Any],
     ablation: pl.DataFrame,
     changes: pl.DataFrame,
+    audit: pl.DataFrame,
     findings: Sequence[StayFindings],
     pretraining: dict[str, Any] | None,
     history: Sequence[dict[str, Any]],
@@ -90,9 +93,12 @@ def build_report(
         difference=_difference(metrics),
         ablation=_ablation(ablation),
         details=_details(environment),
-        stays=[_page(found, metrics, model) for found in findings],
+        stays=[stay_page(found, [t["name"] for t in metrics["targets"]], model) for found in findings],
         against=None if other is None else other.name,
         anchoring_against=None if other is None else other.changes,
+        audit=audit,
+        audit_against=None if other is None else other.audit,
+        audit_difference=None if other is None else other.difference,
     )
 
 
@@ -242,8 +248,8 @@ def _accounting(manifest: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["table", "read", "kept", "rejected"], orient="row")
 
 
-def _page(found: StayFindings, metrics: dict[str, Any], model: TrajectoryModel) -> StayPage:
-    names = [t["name"] for t in metrics["targets"]]
+def stay_page(found: StayFindings, names: Sequence[str], model: TrajectoryModel) -> StayPage:
+    """What the page of a stay shows of its beliefs about the targets ``names``."""
     columns = ["event_index", "hours_since_admission", "modality", "summary"]
     columns += [f"{prefix}_{name}" for name in names for prefix in ("belief", "change")]
 
@@ -268,4 +274,5 @@ def _page(found: StayFindings, metrics: dict[str, Any], model: TrajectoryModel) 
         values=event_values(model, found.timeline),
         against=other,
         importance=found.importance,
+        unread=len(found.timeline.events) - own.trajectory.height,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from trajlm.errors import TrajlmError
+from trajlm.interpret.audit import SUMMARY_COLUMNS
 
 EVENT, PREDICT = "event", "predict"
 NOTHING = "nothing"  # the name, in `ablated`, of the cohort as it is
@@ -133,6 +134,7 @@ class StayPage:
         against: the same of the run that this one is compared with.
         importance: IMPORTANCE_COLUMNS by target, where the interventions were measured
             (:func:`trajlm.interpret.agreement.event_importance`).
+        unread: events that the model leaves out, of a stay longer than its ``max_events``.
     """
 
     stay_id: int
@@ -144,6 +146,7 @@ class StayPage:
     values: pl.DataFrame | None = None
     against: AgainstStay | None = None
     importance: dict[str, pl.DataFrame] = field(default_factory=dict)
+    unread: int = 0
 
     @property
     def trajectories(self) -> dict[str, pl.DataFrame]:
@@ -180,6 +183,8 @@ class Report:
         against: name of the run that this one is compared with; its rows of ``metrics`` and ``calibration`` are one
             more arm.
         anchoring_against: as ``anchoring``, of that run.
+        audit: SUMMARY_COLUMNS of :mod:`trajlm.interpret.audit`, means of ``anchoring`` with intervals;
+            ``audit_against`` that of the run compared with, ``audit_difference`` this run minus the other.
 
     Raises:
         TrajlmError: a table lacks a column, a stay lacks a target's belief, or an ablation has nothing to be compared
@@ -206,6 +211,9 @@ class Report:
     stays: list[StayPage] = field(default_factory=list)
     against: str | None = None
     anchoring_against: pl.DataFrame | None = None
+    audit: pl.DataFrame | None = None
+    audit_against: pl.DataFrame | None = None
+    audit_difference: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         tables = (
@@ -218,6 +226,9 @@ class Report:
             ("accounting", self.accounting, ACCOUNTING_COLUMNS),
             ("anchoring", self.anchoring, ANCHORING_COLUMNS),
             ("anchoring of the other run", self.anchoring_against, ANCHORING_COLUMNS),
+            ("audit", self.audit, tuple(SUMMARY_COLUMNS)),
+            ("audit of the other run", self.audit_against, tuple(SUMMARY_COLUMNS)),
+            ("difference of the audits", self.audit_difference, tuple(SUMMARY_COLUMNS)),
             ("difference", self.difference, DIFFERENCE_COLUMNS),
             ("ablation", self.ablation, ABLATION_COLUMNS),
         )

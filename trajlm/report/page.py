@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.errors import TrajlmError
+from trajlm.report.anchoring_tables import difference_table, summary_table
 from trajlm.report.contents import AblatedStay, AgainstStay, AttentionMap, Report, StayPage, TargetInfo
 from trajlm.report.figures import Figure, summary_figures
 from trajlm.report.glance import SPARK_HEIGHT, SPARK_WIDTH, cards, outcome, stay_lines
@@ -20,7 +21,6 @@ from trajlm.report.stays import stay_data
 from trajlm.report.style import ATTENTION_COLORS, base_layout, modality_styles
 from trajlm.report.tables import (
     Table,
-    anchoring_table,
     combination_label,
     metrics_table,
     name_label,
@@ -124,10 +124,13 @@ def _tables(report: Report) -> dict[str, Any]:
         rows = [(name_label(name), score) for name, score in report.silhouette.items()]
         scores = pl.DataFrame(rows, schema={"of": pl.String, "score": pl.Float64}, orient="row")
         tables["silhouette"] = plain_table(scores, "Silhouette score", {"of": "Latents of", "score": "score"})
-    if report.anchoring is not None and not report.anchoring.is_empty():
-        tables["anchoring"] = anchoring_table(report.anchoring, report.targets)
-    if report.anchoring_against is not None and not report.anchoring_against.is_empty():
-        tables["anchoring_against"] = anchoring_table(report.anchoring_against, report.targets)
+    if report.audit is not None and not report.audit.is_empty():
+        tables["anchoring"] = summary_table(report.audit, report.targets)
+    if report.against is not None and report.audit_against is not None and report.audit_difference is not None:
+        tables["anchoring_against"] = [
+            difference_table(report.audit_difference, report.targets, report.against),
+            summary_table(report.audit_against, report.targets),
+        ]
     if report.accounting is not None:
         titles = {"table": "Table", "read": "rows read", "kept": "kept", "rejected": "rejected"}
         tables["accounting"] = plain_table(report.accounting, "Rows of the raw tables", titles)

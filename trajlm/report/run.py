@@ -28,6 +28,7 @@ from trajlm.interpret.ablation import (
 from trajlm.interpret.agreement import event_importance
 from trajlm.interpret.attention import StayAttention, shown_layer, stay_attention
 from trajlm.interpret.attribution import require_captum
+from trajlm.interpret.audit import contrast, contrast_summary, decision_thresholds, summarise, with_decisions
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
 from trajlm.interpret.runs import finished_run
 from trajlm.latents import Latents
@@ -104,16 +105,22 @@ def interpret(config: InterpretConfig) -> Path:
     for stay in config.stay:
         prepared.position(stay)
     explained = _explained(config.interventions, model)
-    beliefs = pl.read_parquet(opened.folder / "beliefs.parquet")
+    recipe_seed, beliefs = about["recipe"]["seed"], pl.read_parquet(opened.folder / "beliefs.parquet")
     held_out = beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
-    held_out = _audited(held_out, config.audit_stays, about["recipe"]["seed"])
+    held_out = _audited(held_out, config.audit_stays, recipe_seed)
     ablations = _ablations(opened, prepared, held_out, modalities, Path(config.out))
-    changes = anchoring(ablations, model.targets)
+    changes = _changes(opened, ablations, prepared)
+
+    def averaged(table: pl.DataFrame, average: Callable[..., pl.DataFrame] = summarise) -> pl.DataFrame:
+        return average(table, prepared.stays, about["recipe"]["finetuning"]["bootstrap_resamples"], recipe_seed)
+
     beside = None
     if other is not None:
         found = _ablations(other, prepared, held_out, _known(other, modalities), Path(config.out))
+        moved = _changes(other, found, prepared)
         name = _other_name(other.folder, opened.folder)
-        beside = OtherRun(name, other.folder, other.metrics, anchoring(found, other.model.targets))
+        difference = averaged(contrast(changes, moved), contrast_summary)
+        beside = OtherRun(name, other.folder, other.metrics, moved, averaged(moved), difference)
     shown = config.stay or most_divergent_stays(changes, model.targets[0], config.stays_shown)
     findings = []
     for stay in tqdm(shown, desc="stays", unit="stay"):
@@ -122,8 +129,8 @@ def interpret(config: InterpretConfig) -> Path:
         findings.append(replace(read, importance=importance))
     figures = ablation_metrics(ablations, modalities, prepared, opened.metrics["targets"], about["recipe"])
     report = build_report(
-        opened.folder, prepared, model, opened.metrics, figures, changes, findings, _pretraining(about),
-        _history(opened.folder), beside,
+        opened.folder, prepared, model, opened.metrics, figures, changes, averaged(changes), findings,
+        _pretraining(about), _history(opened.folder), beside,
     )  # fmt: skip
     page = write_report(report, Path(config.out), config.figures)
     print(f"report: {page}")
@@ -222,6 +229,14 @@ def _ablations(
         batches = cohort_batches(model, prepared, latents, positions[start : start + 32])
         frames.append(_kept(folder / f"{start:09d}.parquet", cohort_ablation, model, batches, modalities))
     return pl.concat(frames, how="diagonal")
+
+
+def _changes(opened: OpenedRun, ablations: pl.DataFrame, prepared: Prepared) -> pl.DataFrame:
+    """Every stay before and after each ablation, with the decisions that flip."""
+    beliefs = pl.read_parquet(opened.folder / "beliefs.parquet")
+    targets = [(t["name"], t["kind"]) for t in opened.metrics["targets"]]
+    thresholds = decision_thresholds(beliefs, prepared.stays, targets)
+    return with_decisions(anchoring(ablations, opened.model.targets), thresholds)
 
 
 def ablation_metrics(

@@ -33,6 +33,7 @@ def stay_data(stay: StayPage, targets: list[TargetInfo]) -> dict[str, Any]:
     data = {
         "stay_id": stay.stay_id,
         "split": stay.split,
+        "unread": stay.unread,
         "targets": {t.name: _plain(stay.targets.get(t.name)) for t in targets},
         **_run(whole, stay.ablations, targets),
         "movers": {t.name: movers(stay.trajectory, t.name)["event_index"].to_list() for t in targets},
@@ -53,7 +54,7 @@ def _run(whole: AblatedStay, ablations: dict[str, AblatedStay], targets: list[Ta
         map_ = part.attention
         return {
             "trajectory": _trajectory(part.trajectory, targets),
-            "attention": None if map_ is None else _attention(map_),
+            "attention": None if map_ is None else packed_attention(map_),
             "links": None if map_ is None else readout_links(map_),
         }
 
@@ -93,7 +94,8 @@ def _trajectory(frame: pl.DataFrame, targets: list[TargetInfo]) -> dict[str, Any
     }
 
 
-def _attention(attention: AttentionMap) -> dict[str, Any]:
+def packed_attention(attention: AttentionMap) -> dict[str, Any]:
+    """A map as ``attention.js`` draws it, pooled to what a screen can tell apart."""
     weights, positions = shown_attention(attention)
     encoded = np.rint(weights.astype(np.float64).clip(0, 1) * STEPS).astype("<u2")
     # Each row is sent up to its last weight: about half the map, as no position attends to a later one.

@@ -195,34 +195,6 @@ def retrieval_table(retrieval: pl.DataFrame) -> Table:
     return Table("Recall@K, in brackets that of guessing", columns, [Block("", "", [mean, *rows])], labels=2)
 
 
-def anchoring_table(anchoring: pl.DataFrame, targets: list[TargetInfo]) -> Table:
-    """Per ablation: how the share of attention on demographics moved, and how far each belief did."""
-    shares = anchoring.unique(["stay_id", "ablated"], maintain_order=True)
-    known = [t for t in targets if anchoring.filter(pl.col("target") == t.name).height]
-    rows = []
-    for ablated in sorted(anchoring["ablated"].unique().to_list()):
-        own = shares.filter(pl.col("ablated") == ablated)
-        rose = own.select((pl.col("share_after") > pl.col("share_before")).mean()).item()
-        medians = [percent(_median(own[column])) for column in ("share_before", "share_after")]
-        row = [name_label(ablated), count(own.height), *medians, percent(rose)]
-        for target in known:
-            moved = anchoring.filter((pl.col("ablated") == ablated) & (pl.col("target") == target.name))
-            change = (moved["belief_after"] - moved["belief_before"]).abs()
-            row.append(number(_median(change)) if target.kind == "probability" else _hours(_median(change)))
-        rows.append(row)
-    moved_columns = [f"{t.title}: median |change|{', ' + t.unit if t.unit else ''}" for t in known]
-    columns = ["Ablated", "stays", "median share before", "median share after", "share rose in", *moved_columns]
-    return Table("Attention on demographics and belief, before and after an ablation", columns, [Block("", "", rows)])
-
-
-def _hours(value: float | None) -> str:
-    return NOT_DEFINED if value is None else f"{value:.1f}"
-
-
-def _median(values: pl.Series) -> float | None:
-    return values.median()  # type: ignore[return-value]
-
-
 def plain_table(frame: pl.DataFrame, caption: str, titles: dict[str, str], labels: int = 1) -> Table:
     """The columns named in ``titles``, as they stand; the first ``labels`` are text."""
     rows = []
@@ -299,6 +271,9 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         "ablation": report.ablation,
         "trajectories": _trajectories(report.stays),
         "moved_most": _moved_most(report),
+        "audit": report.audit,
+        "audit_against": report.audit_against,
+        "audit_difference": report.audit_difference,
         "importance": importance,
         "agreement": agreement,
     }

@@ -50,10 +50,11 @@ trajlm.attentionMap = (plot, { rowsWanted = () => "all" } = {}) => {
     return { tickvals: places, ticktext: places.map((i) => labels[i]) };
   }
 
-  function update(map, file) {
+  // `positions` decides the least share told apart: that of the whole stay, so that maps side by side share their colours.
+  function update(map, file, positions = map.positions) {
     const weights = unpack(map);
     const rows = map.kind.flatMap((kind, i) => (rowsWanted() === "all" || kind === "predict" ? [i] : []));
-    const lowest = map.positions > 100 ? LOWEST_SHARE.long : LOWEST_SHARE.short;
+    const lowest = positions > 100 ? LOWEST_SHARE.long : LOWEST_SHARE.short;
     const long = map.kind.map((_, i) => safe(longLabel(map, i)));
     const z = rows.map((i) => weights[i].map((share, j) => (share === null ? null : Math.log10(Math.max(share / map.pooled[j], lowest)))));
     const text = rows.map((i) => weights[i].map((share, j) => (share === null ? "" :

@@ -109,8 +109,9 @@
     find("attention-plot").hidden = !own;
     if (find("attention-against")) find("attention-against").hidden = !beside;
     document.querySelector(".maps").classList.toggle("two", Boolean(beside)); // before drawing: it decides the width
-    if (own) maps[0].update(own, `stay_${stay.stay_id}_attention`);
-    if (beside) maps[1].update(beside, `stay_${stay.stay_id}_attention_against`);
+    const { positions } = stay.attention || other?.attention || {};
+    if (own) maps[0].update(own, `stay_${stay.stay_id}_attention`, positions);
+    if (beside) maps[1].update(beside, `stay_${stay.stay_id}_attention_against`, positions);
     find("attention-pooled").textContent = own ? maps[0].pooledText(own) : "";
   }
 
@@ -123,10 +124,11 @@
     });
     const { hours } = stay.trajectory;
     const span = hours.length ? ` over ${hourText(hours[hours.length - 1])}` : "";
+    const unread = stay.unread ? ` (${stay.unread.toLocaleString("en")} more are beyond what the model reads of a stay)` : "";
     const ablated = state.ablated.length ? ` Ablated, each on its own: ${state.ablated.map(labelOf).join(", ")}.` : "";
     find("stay-title").textContent = `Stay ${stay.stay_id}`;
     find("stay-state").textContent =
-      `Stay ${stay.stay_id} (${stay.split.replace("_", " ")}): ${hours.length.toLocaleString("en")} events${span}. What happened: ${happened.join("; ")}.${ablated}`;
+      `Stay ${stay.stay_id} (${stay.split.replace("_", " ")}): ${hours.length.toLocaleString("en")} events${span}${unread}. What happened: ${happened.join("; ")}.${ablated}`;
   }
 
   function drawStay({ attention = true } = {}) {
