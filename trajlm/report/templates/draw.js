@@ -134,7 +134,7 @@ const trajlm = (() => {
     }
     for (const element of [...waiting]) if (element.offsetParent) drawNow(element);
     for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-      const width = plot.closest(".pair, .two") ? PRINT_WIDTH / 2 - 20 : PRINT_WIDTH;
+      const width = plot.closest(".pair") ? PRINT_WIDTH / 2 - 20 : PRINT_WIDTH;
       Plotly.relayout(plot, { width, autosize: false });
     }
   });

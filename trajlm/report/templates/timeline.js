@@ -7,7 +7,7 @@ trajlm.timeline = (root, { onPick = () => {} } = {}) => {
   const PAST = "#0072B2";
   const LATER = "#D55E00";
   const plot = root.querySelector(".plot");
-  const overlay = root.querySelector("canvas");
+  const overlay = root.querySelector(".marks");
   let shown = null; // what update() was given
   let picked = null; // the event chosen for good
   let pointed = null; // the event under the pointer
@@ -125,7 +125,15 @@ trajlm.timeline = (root, { onPick = () => {} } = {}) => {
     });
   }
 
-  // Highlights lie on a canvas over the figure: redrawn for each event pointed at, however long the stay.
+  // Highlights lie over the figure, drawn anew for each event pointed at, however long the stay. Not on a canvas: a
+  // browser that prints one erases what lies below.
+
+  const shape = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const ring = ([cx, cy]) => shape("circle", { cx, cy, r: 8, fill: "none", stroke: INK, "stroke-width": 2.5 });
 
   function placed(i, yaxis, y) {
     const { xaxis } = plot._fullLayout;
@@ -134,61 +142,34 @@ trajlm.timeline = (root, { onPick = () => {} } = {}) => {
   const onLane = (i) => placed(i, plot._fullLayout.yaxis2, laneOf(i));
   const onCurve = (i) => placed(i, plot._fullLayout.yaxis, scale([shown.trajectory.belief[shown.target.name][i]])[0]);
 
-  function arc(pen, from, to, share, color, dashed) {
+  function arc(from, to, share, color, dashed) {
     const [[x1, y1], [x2, y2]] = [from, to];
-    pen.beginPath();
-    pen.setLineDash(dashed ? [5, 3] : []);
-    pen.moveTo(x1, y1);
-    pen.quadraticCurveTo((x1 + x2) / 2, Math.min(y1, y2) - Math.min(46, 8 + 0.12 * Math.abs(x2 - x1)), x2, y2);
-    pen.strokeStyle = color;
-    pen.globalAlpha = Math.min(0.9, 0.15 + 2 * share);
-    pen.lineWidth = 0.8 + 7 * share;
-    pen.stroke();
-    pen.setLineDash([]);
-    pen.globalAlpha = 0.28;
-    pen.fillStyle = color;
-    pen.beginPath();
-    pen.arc(x2, y2, 4 + 14 * Math.sqrt(share), 0, 2 * Math.PI);
-    pen.fill();
-    pen.globalAlpha = 1;
+    const top = Math.min(y1, y2) - Math.min(46, 8 + 0.12 * Math.abs(x2 - x1));
+    return [
+      shape("path", {
+        d: `M${x1} ${y1}Q${(x1 + x2) / 2} ${top} ${x2} ${y2}`, fill: "none", stroke: color, "stroke-width": 0.8 + 7 * share,
+        "stroke-opacity": Math.min(0.9, 0.15 + 2 * share), "stroke-dasharray": dashed ? "5 3" : "none",
+      }),
+      shape("circle", { cx: x2, cy: y2, r: 4 + 14 * Math.sqrt(share), fill: color, "fill-opacity": 0.28 }),
+    ];
   }
 
   function highlight() {
-    const ratio = window.devicePixelRatio || 1;
-    const [width, height] = [plot.clientWidth, plot.clientHeight];
-    overlay.width = width * ratio;
-    overlay.height = height * ratio;
-    overlay.style.width = `${width}px`;
-    overlay.style.height = `${height}px`;
-    const pen = overlay.getContext("2d");
+    overlay.replaceChildren();
     const i = pointed ?? picked;
     if (i === null || !plot._fullLayout || i >= count()) return;
-    pen.scale(ratio, ratio);
     const { xaxis, yaxis, yaxis2 } = plot._fullLayout;
-    pen.save();
-    pen.beginPath();
-    pen.rect(xaxis._offset - 8, yaxis._offset, xaxis._length + 16, yaxis2._offset + yaxis2._length - yaxis._offset);
-    pen.clip();
-    const here = onLane(i);
-    const [, top] = onCurve(i);
-    pen.strokeStyle = MUTED;
-    pen.setLineDash([2, 3]);
-    pen.beginPath();
-    pen.moveTo(here[0], top);
-    pen.lineTo(here[0], here[1]);
-    pen.stroke();
-    pen.setLineDash([]);
+    // What a reader has zoomed away is cut off.
+    const box = [xaxis._offset - 8, yaxis._offset, xaxis._length + 16, yaxis2._offset + yaxis2._length - yaxis._offset];
+    const inside = shape("svg", { x: box[0], y: box[1], width: box[2], height: box[3], viewBox: box.join(" ") });
+    const [here, above] = [onLane(i), onCurve(i)];
+    const read = Number.isFinite(above[1]); // while beliefs stream in, those of later events are to come
+    if (read) inside.append(shape("path", { d: `M${here[0]} ${above[1]}V${here[1]}`, stroke: MUTED, "stroke-dasharray": "2 3" }));
     const { past, later } = shown.links ? shown.links(i) : { past: [], later: [] };
-    for (const [other, share] of later.slice(0, MOST_ARCS)) arc(pen, here, onLane(other), share, LATER, true);
-    for (const [other, share] of past.slice(0, MOST_ARCS)) arc(pen, here, onLane(other), share, PAST, false);
-    pen.lineWidth = 2.5;
-    pen.strokeStyle = INK;
-    for (const [x, y] of [here, onCurve(i)]) {
-      pen.beginPath();
-      pen.arc(x, y, 8, 0, 2 * Math.PI);
-      pen.stroke();
-    }
-    pen.restore();
+    for (const [other, share] of later.slice(0, MOST_ARCS)) inside.append(...arc(here, onLane(other), share, LATER, true));
+    for (const [other, share] of past.slice(0, MOST_ARCS)) inside.append(...arc(here, onLane(other), share, PAST, false));
+    inside.append(ring(here), ...(read ? [ring(above)] : []));
+    overlay.append(inside);
   }
 
   function pick(i, { said = true } = {}) {
