@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_trajectory import toy_model
+from test_trajectory import RICH, toy_model, with_random_linear
 
 from trajlm.backbones import build_backbone
 from trajlm.caches import FIRST_ROOM
@@ -36,8 +36,8 @@ def family_model(family: str, **options) -> TrajectoryModel:
     tasks[1].fit(torch.tensor([24.0, 48.0, 99.0]))
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=8, hidden_width=16))
     backbone = build_backbone(BackboneConfig(name=f"tiny-{family.replace('_', '-')}", tuning="full"))
-    rich = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event"}
-    return TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **rich | options).eval()
+    model = TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **RICH | options).eval()
+    return with_random_linear(model)
 
 
 def events_of(count: int, seed: int, static_last: bool = False) -> list[Event]:

@@ -29,8 +29,8 @@ BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH = 8
 STATE = 9  # three numbers for each of the three laboratory features
-PAPER = {"context": "own", "inputs": "latent", "readout": "predict"}
-RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event"}
+PAPER = {"context": "own", "inputs": "latent", "readout": "predict", "linear": False}
+RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event", "linear": True}
 HISTORY = RICH | {"reach": "both"}
 
 
@@ -50,7 +50,16 @@ def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "non
     tasks[1].fit(torch.tensor([24.0, 48.0, 99.0]))
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=WIDTH, hidden_width=16))
     backbone = build_backbone(BackboneConfig(name=name, tuning=tuning, quantisation=quantisation))
-    return TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **options).eval()
+    model = TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **options).eval()
+    return with_random_linear(model)
+
+
+def with_random_linear(model: TrajectoryModel) -> TrajectoryModel:
+    """The same model; a regression that was never fitted would tell nothing."""
+    if model.linear is not None:
+        for weight in model.linear.buffers():
+            weight.copy_(0.1 * torch.randn(weight.shape))
+    return model
 
 
 def toy_batch(lengths: list[int], seed: int = 0) -> TrajectoryBatch:
@@ -284,7 +293,8 @@ def test_a_run_with_adapters_loads_to_what_it_reported(prepared, prepared_folder
 
 
 def config_of(backbone: BackboneConfig, encoder: EncoderConfig) -> str:
-    recipe = asdict(Recipe(backbone=backbone, encoder=encoder))
+    finetuning = FinetuningConfig(linear_readout=True)
+    recipe = asdict(Recipe(backbone=backbone, encoder=encoder, finetuning=finetuning))
     return yaml.safe_dump({"stage": "finetuning", "inputs": {}, "recipe": recipe})
 
 
@@ -394,7 +404,7 @@ def test_an_event_is_read_beside_its_predict_position_where_asked_for():
 
     batch = toy_batch([4])
     for readout, tells in (("predict_and_event", True), ("predict", False)):
-        model = toy_model(readout=readout)
+        model = toy_model(readout=readout, linear=False)
         model.backbone.register_forward_hook(silence)
         with torch.no_grad():
             readouts = model(batch).readouts[0]

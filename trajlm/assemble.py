@@ -98,6 +98,7 @@ def _reading(config: FinetuningConfig) -> dict[str, Any]:
         "context": config.event_context,
         "inputs": config.event_inputs,
         "readout": config.readout,
+        "linear": config.linear_readout,
         "dropout": config.dropout,
         "input_dropout": config.input_dropout,
         "max_events": config.max_events,

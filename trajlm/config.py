@@ -288,6 +288,8 @@ class FinetuningConfig:
             modality is numeric, which spares the backbone latents of encoders that were never pretrained.
         readout: predict reads a belief from its [PREDICT] position alone (the paper); predict_and_event adds a direct
             read-out of the event's embedding, so that the backbone need only learn what history adds.
+        linear_readout: fit a regression of the newest event of every modality as well, penalised so that its loss on
+            the tuning stays is least, and average its read-outs with the network's. False is the paper.
         dropout: on event embeddings and before the read-outs, in training.
         input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add to every event an encoding of the hours since admission, or of its place in the timeline
@@ -334,6 +336,7 @@ class FinetuningConfig:
     event_latents: Literal["own", "history", "both"] = "both"
     event_inputs: Literal["latent", "latent_and_state", "state"] = "latent_and_state"
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
+    linear_readout: bool = False
     dropout: float = 0.3
     input_dropout: float = 0.4
     time_encoding: Literal["hours", "order", "off"] = "hours"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
 from trajlm.latents import KnownLatents, Latents, TrajectoryBatch, cache_latents
+from trajlm.linear_readout import LinearReadout, Readings, fit_linear, most_stays, readings
 from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
 from trajlm.sampling import chances, importance
@@ -70,11 +72,7 @@ class SequenceObjective(nn.Module):
         """float[]."""
         if self.training and self.modality_dropout > 0:
             batch = batch.keep(~random_modality(batch, self.modality_dropout))
-        weights = self.model.counted(batch).float()
-        if self.loss_over == "rising":
-            weights = weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
-        elif self.loss_over == "last":
-            weights = torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
+        weights = readout_weights(self.model, batch, self.loss_over)
         tasks = self.model.fitted_tasks
         readouts = self.model(batch, packed=self.packed and self.training).readouts
         losses = stay_losses(tasks, readouts, batch.targets, weights, batch.hours)
@@ -84,6 +82,16 @@ class SequenceObjective(nn.Module):
             gone = random_modality(batch, 1.0)
             return losses.mean() + self.penalties(self.model, batch, readouts, gone, weights)
         return losses.mean()
+
+
+def readout_weights(model: TrajectoryModel, batch: TrajectoryBatch, loss_over: str) -> Tensor:
+    """float[B, S]: what each read-out of a stay counts; zero at padding and where no belief counts."""
+    weights = model.counted(batch).float()
+    if loss_over == "rising":
+        return weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
+    if loss_over == "last":
+        return torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
+    return weights
 
 
 def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
@@ -201,6 +209,8 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         recipe, work.prepared, encoders, fitted_tasks(recipe, work.targets, work.splits), work.accelerator.device
     )
     tasks = model.fitted_tasks
+    if model.linear is not None:
+        _fit_linear_readout(work, model, model.linear)
     lengths = np.array([len(work.latents.rows(stay, config.max_events)) for stay in work.splits.train])
     stage = Stage(
         SEQUENCE,
@@ -230,6 +240,26 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
     if work.run.main:
         save_trajectory_model(model, recipe.backbone, recipe.encoder, work.run.path)
     return _sequence_beliefs(work, model)
+
+
+def _fit_linear_readout(work: Finetuning, model: TrajectoryModel, linear: LinearReadout) -> None:
+    config, device, tasks = work.recipe.finetuning, work.accelerator.device, model.fitted_tasks
+    model.to(device).eval()
+
+    def read(stays: np.ndarray, dropout: float) -> Readings:
+        def trajectories(some: np.ndarray) -> TrajectoryBatch:
+            batch = work.trajectories(some).to(device)
+            return batch.keep(~random_modality(batch, dropout)) if dropout > 0 else batch
+
+        return readings(
+            linear, tasks, stays, trajectories, model.linear_inputs,
+            lambda batch: readout_weights(model, batch, config.loss_over),
+        )  # fmt: skip
+
+    learnt = most_stays(linear, work.splits.train, work.recipe.seed)
+    told = fit_linear(linear, tasks, read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0))
+    if work.run.main:
+        write_text(work.run.path / "linear_readout.json", json.dumps(told, indent=1))
 
 
 @torch.no_grad()

@@ -63,13 +63,17 @@ class Projector(nn.Module):
 
     def forward(self, latents: Tensor, state: Tensor) -> Tensor:
         """float[N, H] of latents float[N, D] and state float[N, V]."""
+        return self.layer(self.dropout(self.inputs(latents, state)))
+
+    def inputs(self, latents: Tensor, state: Tensor) -> Tensor:
+        """float[N, I]: what is read of latents float[N, D] and state float[N, V]."""
         parts = [latents] if self.reads_latent else []
         if self.features:
             known = state[:, : 3 * self.features].clamp(-OUTERMOST, OUTERMOST)
             value, ever, since = known.chunk(3, dim=-1)
             shares = self.values(value) * ever.repeat_interleave(self.values.shares, dim=-1)
             parts += [known, shares, self.ages(since)]
-        return self.layer(self.dropout(torch.cat(parts, dim=-1)))
+        return torch.cat(parts, dim=-1)
 
 
 class NewestFusion(nn.Module):

@@ -193,12 +193,14 @@ class BeliefStreams:
         last = torch.tensor([len(r) - 1 for r in reads], device=order.device)
         # Only the last event's place in its stay is wanted; the newest of each modality before it are read for context.
         places = order[:, None] - last[:, None] + torch.arange(batch.present.shape[1], device=order.device)
-        embedded = model.embed(batch, places.clamp_min(0))[torch.arange(len(reads)), last][:, None]
+        embedded = model.embed(batch, places.clamp_min(0))
+        newest = torch.arange(len(reads), device=order.device), last
+        direct, embedded = model.direct(batch, embedded)[newest], embedded[newest][:, None]
         sequence = torch.cat([embedded, model.predict.expand_as(embedded)], dim=1)
         if fresh:
             sequence = model.behind_prompt(sequence)
         hidden = self._memory.read(model.backbone, sequence, [stay.slot for stay in stays])
-        return model.readouts_of(hidden[:, -1:], embedded)[:, 0]
+        return model.readouts_of(hidden[:, -1:])[:, 0] + direct
 
     def _remember(self, stay: _Stay, event: Event, read: _Read) -> None:
         stay.hours, stay.events = event.hours_since_admission, stay.events + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -59,6 +60,15 @@ class Task(nn.Module, ABC):
     def belief(self, readout: Tensor) -> Tensor:
         """float[...]: probability, or hours."""
 
+    @property
+    def shift(self) -> Tensor:
+        """float[]: by how much the balance of classes moves the best read-out."""
+        return torch.tensor(0.0)
+
+    def unbalanced(self) -> Task:
+        """A copy for which every stay weighs alike."""
+        return copy.deepcopy(self)
+
 
 class BinaryTask(Task):
     """Weighted binary cross-entropy (B.3): positives weigh as much as negatives.
@@ -105,7 +115,18 @@ class BinaryTask(Task):
 
     def belief(self, readout: Tensor) -> Tensor:
         """Probability of the outcome."""
-        return torch.sigmoid(readout - self.positive_weight.log())
+        return torch.sigmoid(readout - self.shift)
+
+    @property
+    def shift(self) -> Tensor:
+        """Logarithm of the weight of positives."""
+        return self.positive_weight.log()
+
+    def unbalanced(self) -> BinaryTask:
+        """A copy whose positives weigh as negatives do."""
+        other = copy.deepcopy(self)
+        other.positive_weight.fill_(1.0)
+        return other
 
 
 class PhenotypeTask(BinaryTask):

@@ -19,6 +19,7 @@ from trajlm.dataset import InputReader
 from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch, fits
+from trajlm.linear_readout import LinearReadout
 from trajlm.packing import SequenceReader
 from trajlm.reading import NewestFusion, Projector, WaveEncoding, counted_readouts, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
@@ -82,6 +83,7 @@ class TrajectoryModel(nn.Module):
         inputs: what of an event is read: its latent, its latent and its carried-forward state (latent_and_state), or
             its state alone where it has one (state).
         readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
+        linear: outside training, average the read-outs with those of a regression (:mod:`trajlm.linear_readout`).
         dropout: on events and read-outs, in training.
         input_dropout: on latents and states, in training.
         max_events: longest timeline (:func:`trajlm.latents.fits`); what is not read gets no belief.
@@ -109,6 +111,7 @@ class TrajectoryModel(nn.Module):
         reach: Reach = "own",
         inputs: str = "latent",
         readout: str = "predict",
+        linear: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         max_events: int = 1000,
@@ -120,7 +123,7 @@ class TrajectoryModel(nn.Module):
         self.reading = {
             "time_encoding": time_encoding, "modality_embedding": modality_embedding, "prompt_ids": list(prompt_ids),
             "readout_at": readout_at, "landmarks": list(landmarks), "context": context, "inputs": inputs,
-            "readout": readout, "max_events": max_events, "predict_visible": predict_visible,
+            "readout": readout, "linear": linear, "max_events": max_events, "predict_visible": predict_visible,
         }  # fmt: skip
         if prompt_ids and not predict_visible:
             raise TrajlmError("finetuning.prompt: not with finetuning.predict_visible false; leave one of them out")
@@ -159,6 +162,8 @@ class TrajectoryModel(nn.Module):
         self.heads = nn.ModuleDict({t.target: _head(width, dropout) for t in tasks})
         direct = tasks if readout == "predict_and_event" else []
         self.event_heads = nn.ModuleDict({t.target: _head(width, dropout) for t in direct})
+        widths = [self._projector(m).layer.in_features for m in encoders.modalities]
+        self.linear = LinearReadout(widths, len(tasks)) if linear else None
         self.modalities = {m.name: m for m in modalities}
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
@@ -236,15 +241,22 @@ class TrajectoryModel(nn.Module):
         tokens = self.encoders.missing_latents(self.reach)
         return torch.cat([self.projectors[m](tokens[i, None], state) for i, m in enumerate(self.encoders.modalities)])
 
+    def _projector(self, modality: str) -> Projector:
+        projector = self.projectors[modality]
+        assert isinstance(projector, Projector)
+        return projector
+
     def forward(self, batch: TrajectoryBatch, packed: bool = False) -> TrajectoryOutput:
         """Read timelines; ``packed`` joins them into rows instead of padding each."""
-        return self.read(self.embed(batch), batch.present, packed)
+        events = self.embed(batch)
+        return self.read(events, self.direct(batch, events), batch.present, packed)
 
-    def read(self, events: Tensor, present: Tensor, packed: bool = False) -> TrajectoryOutput:
+    def read(self, events: Tensor, direct: Tensor, present: Tensor, packed: bool = False) -> TrajectoryOutput:
         """What :meth:`forward` makes of its events once they are embedded.
 
         Args:
             events: float[B, S, H], as :meth:`embed` returns them.
+            direct: float[B, S, K], as :meth:`direct` returns them.
             present: bool[B, S], False at padding.
             packed: as in :meth:`forward`.
         """
@@ -254,18 +266,38 @@ class TrajectoryModel(nn.Module):
         with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=self.bf16 and self.training):
             states, _ = self.sequence_reader(self.backbone, sequence, mask, None, False, packed)
         hidden = states[:, positions].float()
-        return TrajectoryOutput(sequence, hidden, self.readouts_of(hidden, events), positions)
+        return TrajectoryOutput(sequence, hidden, self.readouts_of(hidden) + direct, positions)
 
-    def readouts_of(self, hidden: Tensor, events: Tensor) -> Tensor:
-        """float[B, S, K] read-outs of states at [PREDICT]s float[B, S, H] and of their events' embeddings."""
-        readouts = torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
-        return readouts + self.direct(events)
+    def readouts_of(self, hidden: Tensor) -> Tensor:
+        """float[B, S, K]: what read-outs take from states at [PREDICT]s float[B, S, H]."""
+        return self._share * torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
 
-    def direct(self, events: Tensor) -> Tensor:
-        """float[B, S, K]: what read-outs take from events float[B, S, H] themselves; zero with ``readout=predict``."""
-        if not self.event_heads:
-            return events.new_zeros(*events.shape[:-1], len(self.targets))
-        return torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
+    @property
+    def _share(self) -> float:
+        """What the network counts in a read-out; it learns alone, so that the regression leaves it something."""
+        return 1.0 if self.linear is None or self.training else 0.5
+
+    def direct(self, batch: TrajectoryBatch, events: Tensor) -> Tensor:
+        """float[B, S, K]: what read-outs take from events past the backbone; zero where they take nothing.
+
+        Args:
+            batch: the events.
+            events: float[B, S, H], as :meth:`embed` returns them.
+        """
+        found = events.new_zeros(*events.shape[:-1], len(self.targets))
+        if self.event_heads:
+            found = self._share * torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
+        if self.linear is None or self.training:
+            return found
+        return found + (1 - self._share) * self.linear(self.linear_inputs(batch), batch)
+
+    def linear_inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
+        """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""
+        found = []
+        for index, name in enumerate(self.encoders.modalities):
+            chosen = (batch.modality == index) & batch.present
+            found.append(self._projector(name).inputs(batch.latents[chosen], batch.state[chosen]))
+        return found
 
     def beliefs_of(self, readouts: Tensor) -> dict[str, Tensor]:
         """Beliefs float[...] by target from read-outs float[..., K]."""

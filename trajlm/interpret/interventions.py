@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -193,8 +192,10 @@ def patched(
     embedded, origin = model.embed(batch), model.embed(source)
     wide = place[..., None].expand(-1, -1, embedded.shape[-1])
     crossing = torch.where(chosen[..., None], origin.gather(1, wide), embedded)
+    own, other = model.direct(batch, embedded), model.direct(source, origin)
+    direct = torch.where(chosen[..., None], other.gather(1, place[..., None].expand_as(own)), own)
     if at == 0:
-        return model.read(crossing, batch.present)
+        return model.read(crossing, direct, batch.present)
     positions = chosen.repeat_interleave(2, dim=1)[..., None]
     pairs = torch.stack([2 * place, 2 * place + 1], dim=2).flatten(1)
     stream = activations(model, source, at)
@@ -205,9 +206,7 @@ def patched(
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     with _hooked(_block_at(model, at), hook):
-        output = model.read(embedded, batch.present)
-    shift = model.direct(crossing) - model.direct(embedded)
-    return replace(output, readouts=output.readouts + shift)
+        return model.read(embedded, direct, batch.present)
 
 
 def _matched(batch: TrajectoryBatch, source: TrajectoryBatch) -> tuple[Tensor, Tensor]:
