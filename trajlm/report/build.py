@@ -156,6 +156,11 @@ def _warnings(prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str,
             "A belief is also read from its event directly (readout predict_and_event): attention shows only what the "
             "history adds."
         )
+    if finetuning.get("linear_readout"):
+        warnings.append(
+            "Half of every read-out is a regression on the newest event of each modality (linear_readout): attention and "
+            "activations do not show it. Ablations do."
+        )
     return warnings
 
 
