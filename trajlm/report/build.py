@@ -158,8 +158,8 @@ def _warnings(prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str,
         )
     if finetuning.get("linear_readout"):
         warnings.append(
-            "Half of every read-out is a regression on the newest event of each modality (linear_readout): attention and "
-            "activations do not show it. Ablations do."
+            "Half of every read-out is a regression on the newest event of each modality (linear_readout): attention "
+            "and activations do not show it. Ablations do."
         )
     return warnings
 
