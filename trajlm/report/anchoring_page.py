@@ -40,10 +40,11 @@ SCRIPTS = ("draw.js", "attention.js", "anchoring.js")
 COLORS = {RUN: OKABE_ITO[0], AGAINST: OKABE_ITO[1]}
 DRAWN = ("share_change", "absolute_drift", "drift", "flips")
 MOST_RANKED = 10
+LAST = "of the last layer that has any"
 WORDS = [
     "One modality at a time is taken away (ablated) from every held-out stay that holds it. Dots are means over these "
     "stays, bars 95% intervals over patients.",
-    "Attention on demographics is the share that falls on demographic events, in the last layer that has attention, "
+    "Attention on demographics is the share that falls on demographic events, in the layer named above, "
     "averaged over heads and read-outs. Once events are gone fewer positions compete for it, so some rise is to be "
     "expected of any model. A decision flips when the belief crosses the threshold that flags as many tuning stays as "
     "had the outcome.",
@@ -69,13 +70,16 @@ class StaySection:
     maps: list[list[Map]]
 
 
-def anchoring_page(audit: AnchoringAudit, names: dict[str, str], targets: Sequence[TargetInfo]) -> str:
+def anchoring_page(
+    audit: AnchoringAudit, names: dict[str, str], targets: Sequence[TargetInfo], layer: int | None = None
+) -> str:
     """One HTML file that opens with no network.
 
     Args:
         audit: of one run or two.
         names: what a reader calls them, by RUN and AGAINST.
         targets: what the runs believe in.
+        layer: whose attention was watched; None is the last that has any.
     """
     target = next(t for t in targets if t.name == audit.target)
     measures = [m for m in DRAWN if m in set(audit.summary["measure"])]
@@ -93,7 +97,8 @@ def anchoring_page(audit: AnchoringAudit, names: dict[str, str], targets: Sequen
     }
     subtitle = " against ".join(names.values())
     return render_page(
-        "anchoring.html", shared, SCRIPTS, title=TITLE, subtitle=subtitle, facts=_facts(audit, names, targets),
+        "anchoring.html", shared, SCRIPTS, title=TITLE, subtitle=subtitle,
+        facts=[*_facts(audit, names, targets), ("Attention", LAST if layer is None else f"of layer {layer}")],
         words=WORDS, figures=figures, tables=_tables(audit, names, targets),
         ranked=[_ranked(audit, order, names, target) for order in ("ranked", "anchored")], stays=stays,
     )  # fmt: skip
