@@ -27,9 +27,10 @@ from trajlm.assemble import build_encoders
 from trajlm.checkpoint import RunFolder
 from trajlm.config import EncoderConfig, PretrainingConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
+from trajlm.engines import make_accelerator
 from trajlm.pretraining import AlignmentObjective, loop_settings
 from trajlm.schema import TRAIN, TUNING
-from trajlm.training import Stage, Trainer, epoch_batches, make_accelerator
+from trajlm.training import Stage, Trainer, epoch_batches
 from trajlm.views import ViewMix
 
 

@@ -44,6 +44,7 @@ ORDER = [
     ["summaries", "tabular_models", "calibration"],
     ["subgroups", "baselines", "arms", "selection", "ensemble"],
     ["trackers"],
+    ["engines", "sharding"],
     ["training"],
     ["static"],
     ["cards"],

@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trajlm.config import EncoderConfig, PretrainingConfig
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.objectives import OBJECTIVES
 from trajlm.pretraining import AlignmentObjective
 from trajlm.schema import FittedFeature, Modality
-from trajlm.training import make_accelerator
 
 
 def pairwise_reference(latents, present, temperature):

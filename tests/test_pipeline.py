@@ -369,15 +369,15 @@ def accelerate(*arguments: object, **options) -> tuple:
     launcher = Path(sys.executable).with_name("accelerate")
     if not launcher.exists():
         pytest.skip("accelerate's launcher is not beside this Python")
-    common = ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return command(launcher, "launch", *common, *arguments, **options)
+    return command(launcher, "launch", *arguments, **options)
 
 
-def test_two_processes_finetune_together(prepared_folder, encoders_run, run, tmp_path):
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_finetune_together(engine, prepared_folder, encoders_run, run, tmp_path):
     script = ["finetune.py", *FINETUNING, "--data", prepared_folder, "--encoders", encoders_run]
     script[0] = ROOT / script[0]
-    port = ["--main_process_port", 0, "--multi_gpu"]
-    accelerate(*port, *script, "--out", tmp_path / "run", ACCELERATE_USE_CPU="true")
+    config = ["--config_file", ROOT / f"recipes/accelerate/{engine}.yaml", "--main_process_port", 0]
+    accelerate(*config, *script, "--out", tmp_path / "run")
     made, alone = pl.read_parquet(tmp_path / "run/beliefs.parquet"), pl.read_parquet(run / "beliefs.parquet")
     assert made.columns == BELIEF_COLUMNS
     keys = ["stay_id", "split", "event_index", "hours_since_admission", "modality"]
@@ -389,7 +389,8 @@ def test_two_processes_finetune_together(prepared_folder, encoders_run, run, tmp
 def test_processes_that_never_came_up_are_refused(prepared_folder, encoders_run, tmp_path):
     script = ["finetune.py", *FINETUNING, "--data", prepared_folder, "--encoders", encoders_run]
     script[0] = ROOT / script[0]
-    done = accelerate("--cpu", *script, "--out", tmp_path / "run", check=False)
+    common = ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = accelerate("--cpu", *common, *script, "--out", tmp_path / "run", check=False)
     assert done.returncode != 0
     assert "several processes were asked for and 1 came up" in done.stderr
     assert not (tmp_path / "run").exists()

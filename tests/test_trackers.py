@@ -9,9 +9,10 @@ import pytest
 from conftest import RECIPE, command, last_line
 
 from trajlm import trackers
+from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.trackers import EXTRAS, chosen_tracker, tracking
-from trajlm.training import history, make_accelerator
+from trajlm.training import history
 
 
 def test_auto_is_tensorboard_where_it_is_installed(monkeypatch):

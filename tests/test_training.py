@@ -25,6 +25,7 @@ from trajlm.alignment import masked_global_alignment_loss
 from trajlm.checkpoint import Checkpoints, RunFolder, load_trainable, trainable_tensors
 from trajlm.config import Recipe
 from trajlm.distributed import gather_stays
+from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.training import (
     LoopSettings,
@@ -34,7 +35,6 @@ from trajlm.training import (
     epoch_batches,
     history,
     learning_rate_share,
-    make_accelerator,
     parameter_groups,
 )
 

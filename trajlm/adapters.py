@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from trajlm.config import BackboneConfig
+from trajlm.distributed import whole
 from trajlm.errors import TrajlmError
 from trajlm.presets import family_of
 
@@ -109,7 +110,7 @@ def idle_adapters(backbone: nn.Module) -> list[str]:
     if not isinstance(backbone, PeftModel):
         return []
     ups = {name: parameter for name, parameter in backbone.named_parameters() if ".lora_B." in name}
-    return [name.split(".lora_B.")[0] for name, parameter in ups.items() if not bool(parameter.any())]
+    return [name.split(".lora_B.")[0] for name, parameter in ups.items() if not bool(whole(parameter).any())]
 
 
 def require_learning_adapters(backbone: nn.Module, steps: int) -> None:

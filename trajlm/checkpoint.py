@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trajlm.config import Recipe
+from trajlm.distributed import gathered, placed_like
 from trajlm.errors import TrajlmError
 from trajlm.resources import peak_memory_gb
 
@@ -57,7 +58,8 @@ def load_trainable(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             f"checkpoint does not fit the model: missing {sorted(expected - set(tensors))[:3]}, "
             f"left over {sorted(set(tensors) - expected)[:3]}"
         )
-    module.load_state_dict(tensors, strict=False)
+    own = module.state_dict()
+    module.load_state_dict({name: placed_like(tensor, own[name]) for name, tensor in tensors.items()}, strict=False)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -220,11 +222,12 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class Checkpoints:
     """Training state under ``folder``: the best weights, and ``step-N-epoch-E/`` with all a resume needs.
 
-    ``state.json`` is written last, so a folder that has it is whole.
+    ``state.json`` is written last, so a folder that has it is whole. Tensors are written whole even where each process
+    holds a part: all of them call, ``main`` writes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, main: bool = True) -> None:
+        self.folder, self.main = folder, main
 
     def save(
         self,
@@ -234,13 +237,17 @@ class Checkpoints:
         averages: dict[str, Tensor],
     ) -> None:
         """Save, ``averages`` of the weights along with them, then delete older checkpoints."""
+        weights, means = gathered(trainable_tensors(module), self.main), gathered(averages, self.main)
+        moments = gathered(_optimiser_tensors(optimiser), self.main)
+        if not self.main:
+            return
         # The epoch tells a save at an epoch's end from one after its last batch: no name is ever written twice.
         target = self.folder / f"step-{state['step']:09d}-epoch-{state['epoch']:06d}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        write_tensors(target / "weights.safetensors", trainable_tensors(module))
-        write_tensors(target / "optimiser.safetensors", _optimiser_tensors(optimiser))
-        write_tensors(target / "averages.safetensors", averages)
+        write_tensors(target / "weights.safetensors", weights)
+        write_tensors(target / "optimiser.safetensors", moments)
+        write_tensors(target / "averages.safetensors", means)
         write_text(target / "state.json", json.dumps(state))
         for other in self.folder.glob("step-*"):
             if other != target:
@@ -260,8 +267,10 @@ class Checkpoints:
 
     def save_best(self, module: nn.Module) -> None:
         """Keep these weights as the best so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.folder / "best.safetensors", trainable_tensors(module))
+        weights = gathered(trainable_tensors(module), self.main)
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.folder / "best.safetensors", weights)
 
     def load_best(self, module: nn.Module) -> None:
         """Put the best weights back."""
@@ -276,11 +285,15 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, *path, name = key.split(".")
         slot = state.setdefault(int(index), {})
         for step in path:
             slot = slot.setdefault(step, {})
         # A count of steps that was saved as a whole number is one.
-        slot[name] = int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+        if tensor.ndim == 0:
+            slot[name] = int(tensor) if tensor.dtype == torch.int64 else tensor
+        else:
+            slot[name] = placed_like(tensor, trained[int(index)])
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,13 +1,14 @@
-"""Gather across processes with gradients, so that the negatives of a contrastive loss are the global batch."""
+"""What several processes hold together: latents gathered with gradients, weights of which each has a part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def several_processes() -> bool:
@@ -74,3 +75,25 @@ def gather_stays(latents: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     parts = [torch.empty_like(padded, dtype=torch.uint8) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, padded.to(torch.uint8))
     return gathered, torch.cat(parts).bool()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part; every process has to ask at the same point."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, one after the other; every process takes part, those that do not ``keep`` get none."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu()
+    return found
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, split as ``like`` is; every process brings the whole."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -31,6 +31,7 @@ from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_te
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.engines import make_accelerator
 from trajlm.ensemble import ensemble_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
@@ -42,11 +43,12 @@ from trajlm.presets import family_of
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
+from trajlm.sharding import require_splittable
 from trajlm.static import FusionArm, fitted_tasks
 from trajlm.subgroups import STAYS, stay_attributes
 from trajlm.tasks import build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
-from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
+from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.trajectory import TrajectoryModel
 
 HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
@@ -154,6 +156,8 @@ def finetune(recipe: Recipe) -> Path:
         scores_of(prepared)
     backbone = describe(recipe.backbone.name)
     means = means_of(recipe, family_of(config_of(recipe.backbone.name).model_type), accelerator.device)
+    if accelerator.is_fsdp2:
+        require_splittable(recipe)
     run = RunFolder(recipe.out, "finetuning", recipe, inputs, accelerator.is_main_process)
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")
@@ -219,7 +223,7 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         work.by_length(work.splits.tuning),
         work.trajectories,
         lengths=lengths if config.batching == "by_length" else None,
-        after_first_steps=lambda steps: require_learning_adapters(model.backbone, steps),
+        after_first_steps=lambda trained, steps: require_learning_adapters(trained.model.backbone, steps),
         rate_factors={"model.backbone.": _backbone_rate_factor(recipe)},
         chances=chances(tasks, work.targets[torch.from_numpy(work.splits.train)], config.sampling),
     )

@@ -23,13 +23,14 @@ from trajlm.config import PretrainingConfig, Recipe
 from trajlm.dataset import Prepared, StayBatch, load_prepared
 from trajlm.distributed import average_gradients, gather_stays
 from trajlm.encoders.aligned import AlignedEncoders
+from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.gradcache import cached_backward, refuse_batch_norm
 from trajlm.objectives import OBJECTIVES
 from trajlm.retrieval import alignment, recall_at_k, silhouette, uniformity
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
 from trajlm.trackers import chosen_tracker, tracking
-from trajlm.training import LoopSettings, Stage, Trainer, make_accelerator
+from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.views import ViewMix
 
 LOSS_BATCH = 256  # stays; in which the loss of a split is told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,16 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from trajlm.checkpoint import Checkpoints, RunFolder
+from trajlm.distributed import placed_like, whole
 from trajlm.errors import SharedError, TrajlmError
 from trajlm.quantisation import adamw8bit
+from trajlm.sharding import shard, unshard
 from trajlm.trackers import tell
 
 FIRST_STEPS = 3
@@ -55,7 +56,7 @@ class Stage:
         rate_factors: by prefix of a parameter's name, the share of the learning rate it is trained with.
         backward: a batch to its loss, the gradients left on the parameters, for a loss that takes more than a forward
             and a backward pass; several processes' gradients averaged. None: ``module`` forward, then backward.
-        after_first_steps: called once with their number; raises if something that should learn did not.
+        after_first_steps: called once with the module and their number; raises if something that should learn did not.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Stage:
     rate_factors: dict[str, float] = field(default_factory=dict)
     global_loss: bool = False
     backward: Callable[[Any], Tensor] | None = None
-    after_first_steps: Callable[[int], None] = lambda steps: None
+    after_first_steps: Callable[[Any, int], None] = lambda module, steps: None
 
 
 @dataclass(frozen=True)
@@ -93,37 +94,6 @@ class LoopSettings:
     averaging: float = 0.0
     keep_last: bool = False
     eight_bit: bool = False
-
-
-def make_accelerator(unused_parameters: bool = False) -> Accelerator:
-    """The engine; refuses to run when fewer processes came up than were asked for.
-
-    ``accelerate launch --cpu --num_processes 2`` starts one process in silence; training on half the batch without
-    saying so would be a silent error.
-
-    Args:
-        unused_parameters: a batch may leave parameters without gradient (an encoder whose modality nobody holds).
-    """
-    accelerator = Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
-    )
-    cores = os.cpu_count() or 1
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() < cores:
-        print(
-            f"computing with {torch.get_num_threads()} of {cores} cores; `accelerate launch` uses one unless "
-            "--num_cpu_threads_per_process says more, plain python unless OMP_NUM_THREADS does"
-        )
-    came_up = accelerator.num_processes
-    asked = os.environ.get("WORLD_SIZE", str(came_up))
-    # accelerate's launcher names a meeting point only for several processes, and starts one alone where told --cpu.
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
-        asked = "several"
-    if asked != str(came_up):
-        raise TrajlmError(
-            f"{asked} processes were asked for and {came_up} came up; on the CPU use "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
-        )
-    return accelerator
 
 
 def epoch_batches(stage: Stage, settings: LoopSettings, epoch: int, smallest: int) -> list[np.ndarray]:
@@ -220,7 +190,7 @@ class WeightAverages:
     def load(self, means: dict[str, Tensor]) -> None:
         """Put back the means of a checkpoint."""
         for name, mean in self.means.items():
-            mean.copy_(means[name])
+            mean.copy_(placed_like(means[name], mean))
 
     @contextmanager
     @torch.no_grad()
@@ -243,15 +213,17 @@ class Trainer:
         if not len(stage.train) or not len(stage.tuning):
             raise TrajlmError(f"{stage.name}: {len(stage.train)} training and {len(stage.tuning)} tuning stays")
         self.stage, self.settings, self.run, self.accelerator = stage, settings, run, accelerator
-        self.checkpoints = Checkpoints(run.path / "checkpoints" / stage.name)
-        stage.module.to(accelerator.device)
+        self.checkpoints = Checkpoints(run.path / "checkpoints" / stage.name, run.main)
+        self.module = stage.module.to(accelerator.device)
         self.optimiser = make_optimiser(parameter_groups(stage), settings)
+        if accelerator.is_fsdp2:
+            self.module = shard(accelerator, stage.module, self.optimiser)
         self.state: dict[str, Any] = {
             "step": 0, "epoch": 0, "batch": 0, "best": None, "since_best": 0, "epoch_loss": 0.0, "done": False,
         }  # fmt: skip
         self._saved = time.monotonic()
-        self.averages = WeightAverages(stage.module, settings.averaging)
-        restored = self.checkpoints.restore(stage.module, self.optimiser)
+        self.averages = WeightAverages(self.module, settings.averaging)
+        restored = self.checkpoints.restore(self.module, self.optimiser)
         if restored:
             self.state, means = restored
             self.averages.load(means)
@@ -261,8 +233,8 @@ class Trainer:
     def fit(self) -> nn.Module:
         """Train until patience or epochs run out; returns the module with its best weights."""
         steps = len(self._batches(0))
-        wrapped = self._distributed and self.stage.backward is None
-        module = self.accelerator.prepare_model(self.stage.module) if wrapped else self.stage.module
+        wrapped = self._distributed and self.stage.backward is None and not self.accelerator.is_fsdp2
+        module = self.accelerator.prepare_model(self.module) if wrapped else self.module
         with tqdm(
             total=steps * self.settings.epochs,
             initial=self.state["step"],
@@ -274,7 +246,10 @@ class Trainer:
             while not self.state["done"]:
                 self._epoch(module, steps * self.settings.epochs, progress)
         self.accelerator.wait_for_everyone()
-        self.checkpoints.load_best(self.stage.module)
+        self.checkpoints.load_best(self.module)
+        if self.module is not self.stage.module:
+            unshard(self.module, self.stage.module)
+        self.accelerator.free_memory()
         return self.stage.module.eval()
 
     @property
@@ -292,18 +267,18 @@ class Trainer:
             state["batch"] += 1
             state["step"] += 1
             if state["step"] == FIRST_STEPS:
-                self.stage.after_first_steps(FIRST_STEPS)
+                self.stage.after_first_steps(self.module, FIRST_STEPS)
             progress.update()
             if save:
                 self._save()
                 self._saved = time.monotonic()
         with self.averages.in_place():
-            loss = tuning_loss(self.stage, self.stage.module, settings.batch_size, self.accelerator.device)
+            loss = tuning_loss(self.stage, self.module, settings.batch_size, self.accelerator.device)
             if not math.isfinite(loss):
                 raise SharedError(f"{self.stage.name}: the tuning loss became {loss}; {LOWER_THE_RATE}")
             improved = state["best"] is None or loss < state["best"] or settings.keep_last
-            if improved and self.run.main:
-                self.checkpoints.save_best(self.stage.module)
+            if improved:
+                self.checkpoints.save_best(self.module)
         train_loss = state["epoch_loss"] / len(batches)
         state["best"] = loss if improved else state["best"]
         state["since_best"] = 0 if improved else state["since_best"] + 1
@@ -340,8 +315,8 @@ class Trainer:
         if self.stage.backward is None:
             # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
             self.accelerator.backward(loss * (weight * world))
-        trained = [p for p in self.stage.module.parameters() if p.requires_grad]
-        norm = float(nn.utils.clip_grad_norm_(trained, settings.clip_norm))
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(whole(self.accelerator.clip_grad_norm_(trained, settings.clip_norm)))
         if not math.isfinite(norm):
             self._stop(f"the norm of the gradient became {norm}", batch, True)
         self.optimiser.step()
@@ -382,8 +357,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        if self.run.main:
-            self.checkpoints.save(self.stage.module, self.optimiser, self.state, self.averages.means)
+        self.checkpoints.save(self.module, self.optimiser, self.state, self.averages.means)
         self.accelerator.wait_for_everyone()
 
 
