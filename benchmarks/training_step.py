@@ -3,7 +3,8 @@
 Ours is the trainer's whole step: batch from the latent cache, projectors, backbone, heads, loss, backward pass,
 clipping, AdamW and running means of the weights. Bare is the same backbone's forward and backward pass alone, on
 random inputs of as many positions as the batch's stays have events and [PREDICT]s, in rows of their mean length with no
-padding. The two take turns, batch by batch, in one process; seconds are of the processor.
+padding. The two take turns, batch by batch, in one process; seconds are of the processor. A backbone that is pretrained
+elsewhere has random weights of its shape here: the work is the same.
 
     python benchmarks/training_step.py --data PREPARED
 """
@@ -20,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from measuring import machine
+from transformers import AutoModel
 
 from trajlm.assemble import build_encoders, build_trajectory_model
-from trajlm.backbones import build_backbone
+from trajlm.backbones import build_backbone, shape_of
 from trajlm.checkpoint import RunFolder
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.dataset import load_prepared
@@ -30,6 +32,7 @@ from trajlm.engines import make_accelerator
 from trajlm.finetuning import SequenceObjective, target_table
 from trajlm.latents import cache_latents
 from trajlm.packing import arrange
+from trajlm.presets import presets
 from trajlm.selection import finetuning_splits
 from trajlm.static import fitted_tasks
 from trajlm.training import LoopSettings, Stage, Trainer, epoch_batches
@@ -62,10 +65,20 @@ class Bench:
         self.lengths = {int(stay): 2 * len(self.latents.rows(stay, most)) for stay in self.stays}
         self.folder = folder
 
+    def backbone(self, name: str) -> BackboneConfig:
+        """A preset; one of pretrained weights as a folder of random weights in its shape, with adapters."""
+        if presets()[name].random:
+            return BackboneConfig(name=name, lora_dropout=0.0)
+        weights = self.folder / f"{name}-weights"
+        if not weights.exists():
+            torch.manual_seed(0)
+            AutoModel.from_config(shape_of(name)).save_pretrained(weights)
+        return BackboneConfig(name=str(weights), lora_dropout=0.0)
+
     def trainer(self, name: str, batching: str) -> Trainer:
         recipe = replace(
             self.recipe,
-            backbone=BackboneConfig(name=name, lora_dropout=0.0),
+            backbone=self.backbone(name),
             finetuning=replace(self.recipe.finetuning, batching=batching),
         )
         most, targets = recipe.finetuning.max_events, self.targets
@@ -95,7 +108,7 @@ class Bench:
 
     def row(self, name: str, batching: str, batches: int) -> str:
         trainer = self.trainer(name, batching)
-        bare = build_backbone(BackboneConfig(name=name, lora_dropout=0.0)).train()
+        bare = build_backbone(self.backbone(name)).train()
         width = int(bare.config.hidden_size)
         bf16 = trainer.stage.module.model.bf16
         chosen = epoch_batches(trainer.stage, trainer.settings, 0, 1)[: batches + 1]

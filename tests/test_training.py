@@ -232,27 +232,44 @@ def test_every_stay_once_an_epoch(count, size, smallest, epoch, sized):
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
-def test_epochs_and_seeds_differ_in_order():
-    stage = stage_of(Toy())
+@pytest.mark.parametrize("lengths", [None, np.arange(17) % 5])
+def test_epochs_and_seeds_differ_in_order(lengths):
     orders = {
-        tuple(np.concatenate(epoch_batches(stage, replace(SETTINGS, seed=seed), epoch, 1)))
+        tuple(np.concatenate(epoch_batches(stage_of(Toy(), lengths=lengths), replace(SETTINGS, seed=seed), epoch, 1)))
         for seed in (0, 1)
         for epoch in (0, 1, 2)
     }
     assert len(orders) == 6
 
 
-def test_stays_of_like_length_share_a_batch():
-    stays = np.arange(400)
-    lengths = np.random.default_rng(0).integers(1, 200, 400)
+@pytest.mark.parametrize("size", [16, 32])
+def test_stays_of_like_length_share_a_batch(size):
+    """Of skewed lengths under 5 % of positions are padding."""
+    stays = np.arange(3000)
+    lengths = np.ceil(np.random.default_rng(0).lognormal(4, 0.4, len(stays))).astype(int)
     stage = Stage("toy", Toy(), stays, STAYS, toy_batch, lengths=lengths)
-    loop = replace(SETTINGS, batch_size=10)
 
-    def padding(batches: list[np.ndarray]) -> int:
-        return sum(int(lengths[b].max()) * len(b) for b in batches)
+    def padding(stage: Stage) -> float:
+        batches = epoch_batches(stage, replace(SETTINGS, batch_size=size), 0, 1)
+        return 1 - lengths.sum() / sum(int(lengths[b].max()) * len(b) for b in batches)
 
-    at_random = padding(epoch_batches(replace(stage, lengths=None), loop, 0, 1))
-    assert padding(epoch_batches(stage, loop, 0, 1)) < 0.7 * at_random
+    assert padding(stage) < 0.05 < 0.3 < padding(replace(stage, lengths=None))
+
+
+def test_batches_by_length_resume_bit_for_bit(tmp_path):
+    lengths, left = np.arange(17) % 5, 6
+
+    def cut(_: nn.Module) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise PowerCutError
+
+    whole = fit(tmp_path / "whole", Toy(), lengths=lengths).state_dict()
+    with pytest.raises(PowerCutError):
+        fit(tmp_path / "run", Toy(before=cut), lengths=lengths)
+    resumed = fit(tmp_path / "run", Toy(), lengths=lengths).state_dict()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
 
 
 def test_patience_ends_training_and_the_best_weights_come_back(tmp_path):

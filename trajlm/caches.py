@@ -7,17 +7,19 @@ transformers gives it; those without attention, whose caches all have one shape,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionLayer
 
 from trajlm.errors import TrajlmError
 from trajlm.packing import SequenceReader, positions_of
 
+GROUPED = "trajlm_grouped"
 FIRST_ROOM = 256  # positions of a slot at first; doubled when they are filled
 
 
@@ -121,6 +123,52 @@ def slot_mask(step: Slots, new: int, predict_visible: bool, window: int | None) 
     return torch.zeros(seen.shape, device=device).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
+def attend_grouped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a few new positions to a long memory that several query heads share.
+
+    The heads of a group stand as further queries of their one key head. The usual way repeats all keys and values for
+    every head first: with a thousand events behind it, that costs more than the backbone's weights.
+
+    Args:
+        module: the attention layer.
+        query: float[N, heads, T, width].
+        key, value: float[N, key heads, L, width].
+        attention_mask: float[N, 1, T, L], added to the scores.
+        scaling: of the scores.
+
+    Returns:
+        float[N, T, heads, width], and nothing for weights.
+    """
+    n, heads, new, width = query.shape
+    shared = key.shape[1]
+    rows = query.reshape(n, shared, heads // shared * new, width)
+    mask = attention_mask.repeat(1, 1, heads // shared, 1)
+    found = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(n, heads, new, value.shape[-1]).transpose(1, 2), None
+
+
+AttentionInterface.register(GROUPED, attend_grouped)
+
+
+@contextmanager
+def grouped_attention(config: Any) -> Iterator[None]:
+    """The backbone of these settings computes attention by :func:`attend_grouped` while the block runs."""
+    usual = config._attn_implementation
+    config._attn_implementation = GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
 class SlotMemory:
     """One shared buffer per layer for all stays."""
 
@@ -142,13 +190,14 @@ class SlotMemory:
             layer.grow(count, step.longest + new)
         at = lengths[:, None] + torch.arange(new, device=sequence.device)
         reader = self._reader
-        hidden = backbone(
-            inputs_embeds=sequence,
-            attention_mask=self._masks(step, new),
-            position_ids=positions_of(at, reader.predict_visible),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
+        with grouped_attention(reader.config):
+            hidden = backbone(
+                inputs_embeds=sequence,
+                attention_mask=self._masks(step, new),
+                position_ids=positions_of(at, reader.predict_visible),
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
         for slot in slots:
             self._lengths[slot] += new
         return hidden

@@ -154,9 +154,8 @@ class SequenceReader:
 
     def _padded(self, backbone: nn.Module, sequence: Tensor, present: Tensor) -> Tensor:
         if self.predict_visible:
-            # Without padding no mask is needed.
-            mask = None if bool(present.all()) else present.long()
-            return backbone(inputs_embeds=sequence, attention_mask=mask, use_cache=False).last_hidden_state
+            # Padding stands after what is read, and no position sees a later one: a mask would only cost time.
+            return backbone(inputs_embeds=sequence, attention_mask=None, use_cache=False).last_hidden_state
         step = torch.arange(sequence.shape[1], device=sequence.device).expand(present.shape)
         return self._hidden(backbone, sequence, torch.zeros_like(step), step).last_hidden_state
 
