@@ -152,7 +152,7 @@ def test_the_loss_is_the_mean_over_the_stays_of_all_processes(alone, together):
     for mine in said:
         np.testing.assert_allclose(mine["losses"], alone.losses, rtol=1e-6, atol=1e-6)
     # By hand, stay by stay, of the first batch.
-    objective = SequenceObjective(toy_model(), FinetuningConfig(modality_dropout=0.0, loss_over="rising"))
+    objective = SequenceObjective(toy_model(), FinetuningConfig(modality_dropout=0.0, loss_over="rising")).train()
     batches = alone.trainer._batches(0)
     with torch.no_grad():
         each = [float(objective(collate(np.array([stay])))) for stay in batches[0]]

@@ -34,6 +34,7 @@ ORDER = [
     ["backbones", "hardware"],
     ["memory"],
     ["reading", "sampling"],
+    ["linear_readout"],
     ["interception"],
     ["trajectory"],
     ["streaming"],
