@@ -24,6 +24,7 @@ from trajlm.interpret.ablation import (
 from trajlm.interpret.attention import read_with_attention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory, most_moving_events, summary
 from trajlm.latents import TrajectoryBatch
+from trajlm.report.run import stay_findings
 from trajlm.schema import Event, FittedFeature, Timeline
 from trajlm.trajectory import TrajectoryModel, interleave
 
@@ -276,6 +277,17 @@ def test_a_trajectory_tells_changes_and_what_the_event_said(prepared, beliefs, m
         assert table[f"change_{target}"].to_list() == expected
     moves = most_moving_events(table, "mortality", 3)["change_mortality"].abs().to_list()
     assert moves == sorted(table["change_mortality"].drop_nulls().abs().to_list(), reverse=True)[:3]
+
+
+def test_events_of_an_ablated_stay_keep_their_numbers(prepared, beliefs, model):
+    timeline = prepared.timeline(beliefs["stay_id"][0])
+    found = stay_findings(model, prepared, timeline.stay_id, model.encoders.modalities).own
+    assert len(found.ablated) >= 2
+    for name, (frame, _) in found.ablated.items():
+        assert frame.height == len(timeline.without(name).events)
+        for index, hours, modality in frame.select("event_index", "hours_since_admission", "modality").iter_rows():
+            event = timeline.events[index]
+            assert (event.hours_since_admission, event.modality) == (hours, modality) != (hours, name)
 
 
 def test_note_text_is_shown_only_when_asked_for(prepared, beliefs, model):

@@ -204,9 +204,17 @@ def stay_findings(
             seen = None if layer is None else stay_attention(one, one.encode_timeline(part), layer)
             return belief_trajectory(one, part, notes), seen
 
-        return RunFindings(*look(timeline), {m: look(t) for m, t in ablated_timelines(timeline, modalities).items()})
+        ablated = {m: look(part) for m, part in ablated_timelines(timeline, modalities).items()}
+        # Events keep the numbers they have in the whole stay.
+        kept = {m: [i for i, event in enumerate(timeline.events) if event.modality != m] for m in ablated}
+        numbered = {m: (_numbered(frame, kept[m]), seen) for m, (frame, seen) in ablated.items()}
+        return RunFindings(*look(timeline), numbered)
 
     return StayFindings(timeline, read(model), None if other is None else read(other))
+
+
+def _numbered(frame: pl.DataFrame, numbers: Sequence[int]) -> pl.DataFrame:
+    return frame.with_columns(pl.Series("event_index", [numbers[i] for i in frame["event_index"]], dtype=pl.Int64))
 
 
 def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
