@@ -4,7 +4,7 @@ python finetune.py --config recipes/demo.yaml --data PREPARED --encoders PRETRAI
 accelerate launch finetune.py ... on several devices
 """
 
-from trajlm.config import parse_recipe, recipe_parser, run_command
+from trajlm.flags import parse_recipe, recipe_parser, run_command
 from trajlm.resources import cost_of
 
 

@@ -5,7 +5,7 @@ python interpret.py --run RUN --out REPORT [--stay ID ...] [--ablate MODALITY ..
 
 import argparse
 
-from trajlm.config import run_command
+from trajlm.flags import run_command
 from trajlm.resources import cost_of
 
 

@@ -5,7 +5,7 @@ python pretrain.py --config recipes/demo.yaml --data PREPARED --out RUN
 
 from pathlib import Path
 
-from trajlm.config import parse_recipe, recipe_parser, run_command
+from trajlm.flags import parse_recipe, recipe_parser, run_command
 from trajlm.resources import cost_of
 
 

@@ -14,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 
 from trajlm.arms import ENSEMBLES, is_sequence
 from trajlm.compare import compare
-from trajlm.config import FinetuningConfig, parse_recipe, recipe_parser
+from trajlm.config import FinetuningConfig
 from trajlm.ensemble import ensemble_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.tasks import build_tasks
 
 TASKS = build_tasks(["mortality", "length_of_stay"])

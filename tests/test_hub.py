@@ -12,9 +12,9 @@ import torch
 import yaml
 from test_trajectory import FINETUNING, toy_model
 
-from trajlm.config import parse_recipe, recipe_parser
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.trajectory import TrajectoryModel
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     ["errors", "resources"],
     ["schema", "config"],
+    ["flags"],
     ["weights"],
     ["spool"],
     ["cohorts"],

@@ -13,10 +13,10 @@ from conftest import FINETUNING
 from trajlm import latents as module
 from trajlm.checkpoint import data_fingerprint, fingerprint
 from trajlm.columns import ColumnWriter, column_folder, open_column, read_note
-from trajlm.config import parse_recipe, recipe_parser
 from trajlm.dataset import ModalityStore, Prepared, load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import Latents, cache_latents
 from trajlm.views import CarriedState
 

@@ -24,9 +24,10 @@ from sklearn.metrics import (
 )
 
 from trajlm.columns import read_note
-from trajlm.config import Recipe, parse_recipe, recipe_parser
+from trajlm.config import Recipe
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.pretraining import pretrain
 from trajlm.schema import EVENT_COLUMNS, PHENOTYPE_PREFIX, STAY_COLUMNS
 
@@ -115,8 +116,9 @@ def test_weights_are_safetensors_alone(encoders_run, run):
     written = {".safetensors", ".json", ".jsonl", ".yaml", ".md", ".parquet", ".bin"}
     assert suffixes == written | {".html", ".svg"}  # a page and a picture for people
     # Plain numbers, as their note says.
-    assert {path.parent for path in run.rglob("*.bin")} == {run / "latents"}
-    assert read_note(run / "latents") is not None
+    columns = {path.parent for path in run.rglob("*.bin")}
+    assert columns == {run / "latents", *(run / "latents_known").iterdir()}
+    assert all(read_note(folder) is not None for folder in columns)
 
 
 # Beliefs and metrics

@@ -10,8 +10,8 @@ import yaml
 from conftest import ROOT, TRAJLM, command
 
 from trajlm import sweep as sweeping
-from trajlm.config import parse_recipe, recipe_parser
 from trajlm.errors import TrajlmError
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.sweep import DEFAULT_SPACE, Range, read_space, sweep, with_settings
 
 TINY = ROOT / "recipes/tiny.yaml"

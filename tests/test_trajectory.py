@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from trajlm.assemble import load_trajectory_model, save_trajectory_model
 from trajlm.backbones import build_backbone
-from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe, parse_recipe, recipe_parser
+from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import HOURS_BEFORE_RISE, SequenceObjective, finetune, random_modality
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import build_tasks

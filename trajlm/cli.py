@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from trajlm.config import run_command
 from trajlm.errors import TrajlmError
+from trajlm.flags import run_command
 from trajlm.resources import cost_of
 
 EPILOG = """the pipeline:
@@ -150,7 +150,8 @@ def _add_prepare_flags(prepare: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> object:
-    from trajlm.config import PrepareConfig, parse_recipe, recipe_parser
+    from trajlm.config import PrepareConfig
+    from trajlm.flags import parse_recipe, recipe_parser
 
     settings = PrepareConfig()
     if arguments.config:

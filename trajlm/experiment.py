@@ -28,8 +28,9 @@ import yaml
 from trajlm.arms import BASELINE_ARMS
 from trajlm.checkpoint import write_text
 from trajlm.compare import compare
-from trajlm.config import Parser, valid_keys
+from trajlm.config import valid_keys
 from trajlm.errors import TrajlmError
+from trajlm.flags import Parser
 from trajlm.pooling import GridRun
 from trajlm.summary import summarise
 

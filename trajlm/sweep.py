@@ -16,8 +16,9 @@ import polars as pl
 import yaml
 
 from trajlm.checkpoint import data_fingerprint, fingerprint, write_text
-from trajlm.config import Recipe, from_dict, parse_recipe, recipe_parser, valid_keys
+from trajlm.config import Recipe, from_dict, valid_keys
 from trajlm.errors import TrajlmError
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.pretraining import pretrain
 from trajlm.schema import TUNING
 
