@@ -163,7 +163,7 @@ def test_the_package_imports_no_script():
 
 def test_scripts_parse_their_flags_before_they_load_torch():
     heavy = {"torch", "transformers", "peft", "accelerate", "polars", "numpy"}
-    light = ["trajlm", "trajlm.cli", "trajlm.config", "trajlm.errors", "trajlm.presets", "trajlm.resources"]
+    light = [f"trajlm.{name}" for name in ("cli", "config", "errors", "flags", "presets", "resources")] + ["trajlm"]
     for name in light:
         assert not {i.split(".")[0] for i, top in IMPORTS[name] if top} & heavy
     for script in ("pretrain.py", "finetune.py", "interpret.py"):
