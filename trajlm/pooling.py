@@ -172,9 +172,18 @@ class Pool:
         known = {arm: value for arm, value in found.items() if np.isfinite(value)}
         return max(known, key=lambda arm: known[arm]) if known else None
 
-    def best_sequence(self, target: dict[str, Any]) -> str | None:
-        """The sequence arm that was best on the tuning stays of all splits at the end of the window."""
-        found = {arm: self._tuned(arm, target, None, self.splits) for arm in self.arms if self.is_sequence(arm)}
+    @staticmethod
+    def is_averaged(arm: str) -> bool:
+        """Whether an arm is a sequence model averaged with a baseline."""
+        return arm.startswith(f"{ARM_TITLES[SEQUENCE]} and ")
+
+    def best_sequence(self, target: dict[str, Any], averaged: bool) -> str | None:
+        """The sequence arm, alone or averaged, that was best on the tuning stays of all splits at the window's end."""
+        found = {
+            arm: self._tuned(arm, target, None, self.splits)
+            for arm in self.arms
+            if self.is_sequence(arm) and self.is_averaged(arm) == averaged
+        }
         known = {arm: value for arm, value in found.items() if np.isfinite(value)}
         return max(known, key=lambda arm: known[arm]) if known else None
 

@@ -92,16 +92,18 @@ def _best(own: pl.DataFrame, metric: str) -> set[tuple[str, float | None]]:
 
 
 def split_table(pool: Pool, target: dict[str, Any]) -> Table:
-    """The chosen sequence arm minus the best static arm, split by split, and which arm that was."""
-    metric, arm = MAIN[target["kind"]], pool.best_sequence(target)
-    moved = {at: pool.difference((arm or "", target["name"], at, metric)) for at in LANDMARKS}
-    landmarks = [at for at, of in moved.items() if of]
+    """The chosen sequence arms minus the best static arm, split by split, and which arms those were."""
+    metric = MAIN[target["kind"]]
+    arms = [arm for arm in (pool.best_sequence(target, averaged) for averaged in (False, True)) if arm is not None]
+    moved = {(arm, at): pool.difference((arm, target["name"], at, metric)) for arm in arms for at in LANDMARKS}
+    landmarks = [at for at in LANDMARKS if any(moved[arm, at] for arm in arms)]
     rows = []
-    for split in pool.splits if landmarks else ():
-        cells = [_of_split(pool, moved[at], split) for at in landmarks]
-        rival = pool.best_static(target, landmarks[-1], split)
-        rows.append([split, (arm or "").partition(", ")[2], rival or NOT_DEFINED, *cells])
-    title = f"{measure(target, metric)}: the chosen sequence model minus the best static arm, by split"
+    for arm in arms:
+        for split in pool.splits if landmarks else ():
+            cells = [_of_split(pool, moved[arm, at], split) for at in landmarks]
+            rival = pool.best_static(target, landmarks[-1], split)
+            rows.append([split, arm, rival or NOT_DEFINED, *cells])
+    title = f"{measure(target, metric)}: the chosen sequence models minus the best static arm, by split"
     last = at_landmark(landmarks[-1]) if landmarks else END
     columns = ["Split", "Sequence model", f"Best static arm, {last}", *map(at_landmark, landmarks)]
     return Table(title, columns, rows, set(), "Means over seeds.")

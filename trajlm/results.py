@@ -37,8 +37,8 @@ HEAD = """# Results
 writes this page from finished grids; [evidence.md](evidence.md) says how to read it. Every figure is a mean over
 patient splits and seeds on held-out stays, with a 95 % interval from resampling patients. The static arm that a
 sequence model is compared with is, in each split and at each landmark, the one that was best on the tuning stays; so
-is the sequence arm that the sentences speak of. [{table}]({table}) holds every figure, [splits/](splits/) who was held
-out where.
+are the sequence arms that the sentences speak of, one alone and one averaged with a baseline.
+[{table}]({table}) holds every figure, [splits/](splits/) who was held out where.
 """
 
 
@@ -104,7 +104,7 @@ def section(grid: Found, frame: pl.DataFrame) -> str:
     """All of one grid, as Markdown."""
     values, moved = (frame.filter(pl.col("what") == what) for what in ("value", "difference"))
     lines = [f"## {grid.name}", "", about(grid), "", "In words:", ""]
-    lines += [f"- {verdict(grid.pool, target, moved)}" for target in grid.pool.targets]
+    lines += [f"- {said}" for target in grid.pool.targets for said in verdicts(grid.pool, target, moved)]
     metrics = {run.split: json.loads((run.path / "metrics.json").read_text()) for run in grid.runs}
     tables = [sizes_table(grid.pool, metrics)]
     for target in grid.pool.targets:
@@ -114,13 +114,20 @@ def section(grid: Found, frame: pl.DataFrame) -> str:
     return "\n".join([*lines, "", *(markdown(table) for table in tables if table.rows)])
 
 
-def verdict(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> str:
-    """Where the sequence model that was best on the tuning stays is ahead, behind, or neither: two sentences."""
-    arm, metric = pool.best_sequence(target), MAIN[target["kind"]]
+def verdicts(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> list[str]:
+    """What is said of the best sequence model alone, and of the best one averaged with a baseline if there is one."""
+    arms = [pool.best_sequence(target, averaged) for averaged in (False, True)]
+    known = [arm for arm in arms if arm is not None]
+    if not known:
+        return [f"{measure(target, MAIN[target['kind']])}: no sequence model stands beside a static arm."]
+    return [verdict(arm, target, moved) for arm in known]
+
+
+def verdict(arm: str, target: dict[str, Any], moved: pl.DataFrame) -> str:
+    """Where a sequence arm is ahead, behind, or neither: two sentences."""
+    metric = MAIN[target["kind"]]
     name = measure(target, metric)
-    own = moved.filter(
-        (pl.col("arm") == (arm or "")) & (pl.col("target") == target["name"]) & (pl.col("metric") == metric)
-    )
+    own = moved.filter((pl.col("arm") == arm) & (pl.col("target") == target["name"]) & (pl.col("metric") == metric))
     told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told from": []}
     lost = []
     for row in own.sort("landmark", nulls_last=True).filter(pl.col("value").is_not_null()).iter_rows(named=True):
@@ -128,11 +135,12 @@ def verdict(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> str:
         ends = "" if row["low"] is None else f", 95 % interval {signed(row['low'])} to {signed(row['high'])}"
         told[how].append(f"{at} ({signed(row['value'])}{ends})")
         lost += [at] if how == "behind" else []
-    if arm is None or not any(told.values()):
-        return f"{name}: no sequence model stands beside a static arm."
+    if not any(told.values()):
+        return f"{name}: the {arm} stands beside no static arm."
     parts = [f"{how} the best static arm at {', '.join(where)}" for how, where in told.items() if where]
     end = f"It loses at {', '.join(lost)}." if lost else "It loses nowhere that these stays can tell."
-    return f"{name}: the sequence model ({arm.partition(', ')[2]}) is {'; '.join(parts)}. {end}"
+    model, _, how = arm.partition(", ")
+    return f"{name}: the {model} ({how}) is {'; '.join(parts)}. {end}"
 
 
 def standing(low: float | None, high: float | None, metric: str) -> str:
