@@ -392,8 +392,8 @@ def _open(browser: Any, page_file: Path, width: int) -> tuple[Any, list[str]]:
     page.on("dialog", lambda dialog: (said.append("dialog"), dialog.dismiss()))
     page.on("request", lambda r: said.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
     page.goto(page_file.as_uri())
-    # Figures further down are drawn when there is nothing else to do.
-    page.wait_for_function("[...document.querySelectorAll('[data-figure]')].every(one => one.data)")
+    for figure in page.query_selector_all("[data-figure]"):  # those further down come when nothing else is to do
+        figure.wait_for_selector(".main-svg", state="attached")
     return page, said
 
 
