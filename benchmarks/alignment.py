@@ -231,8 +231,9 @@ def main() -> None:
         "",
         "`python benchmarks/alignment.py --data "
         + " ".join(f"'{n}=PREPARED:{epochs}'" for n, (_, epochs) in cohorts.items())
-        + f" --scratch DIR`, {machine()} (2 cores of an Intel Xeon at 2.5 GHz, no GPU). Latents and hidden layers "
-        "of 32, batch 64, learning rate 0.002, otherwise as `trajlm/config.py` has it; one split of each cohort, "
+        + f" --seeds {arguments.seeds} --scratch DIR`, {machine()} "
+        "(2 cores of an Intel Xeon at 2.5 GHz, no GPU). "
+        "Latents and hidden layers of 32, batch 64, learning rate 0.002, otherwise as `trajlm/config.py` has it; one split of each cohort, "
         "seeds of initialisation, order and dropout.",
     ]
     kept = arguments.out.read_text().partition(READING)[1:] if arguments.out.exists() else ("", "")
