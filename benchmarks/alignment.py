@@ -233,7 +233,8 @@ def main() -> None:
         + " ".join(f"'{n}=PREPARED:{epochs}'" for n, (_, epochs) in cohorts.items())
         + f" --seeds {arguments.seeds} --scratch DIR`, {machine()} "
         "(2 cores of an Intel Xeon at 2.5 GHz, no GPU). "
-        "Latents and hidden layers of 32, batch 64, learning rate 0.002, otherwise as `trajlm/config.py` has it; one split of each cohort, "
+        "Latents and hidden layers of 32, batch 64, learning rate 0.002, otherwise as `trajlm/config.py` has it; "
+        "one split of each cohort, "
         "seeds of initialisation, order and dropout.",
     ]
     kept = arguments.out.read_text().partition(READING)[1:] if arguments.out.exists() else ("", "")
