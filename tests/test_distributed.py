@@ -24,6 +24,7 @@ from trajlm.errors import SharedError
 from trajlm.finetuning import SequenceObjective
 from trajlm.latents import TrajectoryBatch
 from trajlm.training import LoopSettings, Stage, Trainer, history
+from trajlm.zero import SplitOptimiser
 
 LENGTHS = [9, 2, 5, 1, 7, 3, 8, 4, 6]
 # Nine training stays in batches of four: shares of two and two, and of one and none.
@@ -60,7 +61,10 @@ class Recorder:
         self.trainer = Trainer(stage, loop, run, accelerator)
         self.losses: list[float] = []
         self.gradients: dict[str, torch.Tensor] = {}
-        self.trainer.optimiser.register_step_pre_hook(self._record)
+        if isinstance(self.trainer.optimiser, SplitOptimiser):
+            self._record_unclipped(accelerator.deepspeed_engine_wrapped.engine)
+        else:
+            self.trainer.optimiser.register_step_pre_hook(self._record)
         tell = self.trainer._tell
 
         def told(*arguments):
@@ -85,20 +89,39 @@ class Recorder:
             named = self.trainer.module.named_parameters()
             self.gradients = {n: whole(p.grad).clone() for n, p in named if p.grad is not None}
 
+    def _record_unclipped(self, engine) -> None:
+        """DeepSpeed clips within its step; what it is handed is clipped here as torch does."""
+        from deepspeed.utils import safe_get_full_grad
+
+        step = engine.step
+
+        def recorded() -> None:
+            if not self.gradients:
+                named = self.trainer.module.named_parameters()
+                self.gradients = {n: safe_get_full_grad(p).clone() for n, p in named if p.requires_grad}
+                norm = torch.nn.utils.get_total_norm(self.gradients.values())
+                for gradient in self.gradients.values():
+                    gradient *= min(1.0, LOOP.clip_norm / float(norm + 1e-6))
+            step()
+
+        engine.step = recorded
+
     def weights(self) -> dict[str, torch.Tensor]:
         return {n: p.detach() for n, p in self.trainer.stage.module.named_parameters() if p.requires_grad}
 
 
 ENGINES = {
-    "ddp": {},
+    "ddp": {"ACCELERATE_USE_CPU": "true"},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"},
+    "zero1": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
 }
 
 
 def worker(rank: int, world: int, port: int, place: str, engine: str) -> None:
     """All that two processes are asked, in one life: starting them costs more than the work."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENGINES[engine],
     }  # fmt: skip
     torch.set_num_threads(1)
@@ -136,6 +159,8 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module", params=list(ENGINES))
 def together(tmp_path_factory, request):
     """What two processes left, one of whose runs one process began."""
+    if request.param.startswith("zero"):
+        pytest.importorskip("deepspeed")
     out = tmp_path_factory.mktemp("together")
     with pytest.raises(PowerCutError):
         Recorder(out / "one-then-two", make_accelerator(), steps=CUT).trainer.fit()

@@ -133,7 +133,6 @@ def test_a_split_module_computes_what_the_whole_one_does(variant, split):
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not .*fsdp2.yaml"),
         (FSDP | {"FSDP_VERSION": "1"}, "FSDP1 is not supported"),
         (FSDP | {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "fsdp_auto_wrap_policy is 'NO_WRAP'"),
         (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "every process reads the weights"),

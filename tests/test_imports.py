@@ -46,6 +46,7 @@ ORDER = [
     ["summaries", "tabular_models", "calibration"],
     ["subgroups", "baselines", "arms", "selection", "ensemble"],
     ["trackers"],
+    ["zero"],
     ["engines", "sharding"],
     ["training"],
     ["static"],

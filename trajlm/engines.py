@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
 from trajlm.errors import TrajlmError
+from trajlm.zero import PLAIN_ZERO, ready_deepspeed
 
-SCRIPTS = "recipes/accelerate/ddp.yaml or fsdp2.yaml"
+SCRIPTS = "recipes/accelerate/ddp.yaml, fsdp2.yaml or deepspeed.yaml"
 
 # By variable that the launcher sets: its name in a config file, the values that ask for nothing special, and what to
 # do about any other.
@@ -55,18 +54,23 @@ def make_accelerator(unused_parameters: bool = False) -> Accelerator:
         unused_parameters: a batch may leave parameters without gradient (an encoder whose modality nobody holds).
     """
     _require_plain(PLAIN)
-    if _asked("ACCELERATE_USE_DEEPSPEED"):
-        _refuse_deepspeed()
-    sharded = _asked("ACCELERATE_USE_FSDP")
-    if sharded:
-        _require_plain(PLAIN_FSDP)
-        if unused_parameters:
-            raise TrajlmError("FSDP splits the sequence model; encoders are small, pretrain them with DDP")
-        if "LOCAL_RANK" not in os.environ:
-            raise TrajlmError("FSDP was asked for outside a process group; use accelerate launch or torchrun")
+    zero, sharded = _asked("ACCELERATE_USE_DEEPSPEED"), _asked("ACCELERATE_USE_FSDP")
+    for name, asked, plain in (("FSDP", sharded, PLAIN_FSDP), ("DeepSpeed", zero, PLAIN_ZERO)):
+        if asked:
+            _require_plain(plain)
+            if unused_parameters:
+                raise TrajlmError(f"{name} splits the sequence model; encoders are small, pretrain them with DDP")
+            if "LOCAL_RANK" not in os.environ:
+                raise TrajlmError(f"{name} was asked for outside a process group; use accelerate launch or torchrun")
+    if zero:
+        ready_deepspeed()
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)]
-    # Left to itself, accelerate starts processes on a machine without GPUs that know nothing of each other.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+    # Left to itself, accelerate starts processes on a machine without GPUs that know nothing of each other; and of
+    # DeepSpeed it wants to hear of no CPUs once they do.
+    cpu = not torch.accelerator.is_available()
+    if zero:
+        PartialState(cpu=cpu)
+    accelerator = Accelerator(cpu=cpu and not zero, kwargs_handlers=handlers)
     _require_processes(accelerator)
     if sharded and accelerator.device.type == "cpu":
         # Splitting works over gloo; only accelerate's own choice of engine knows no CPUs.
@@ -74,7 +78,14 @@ def make_accelerator(unused_parameters: bool = False) -> Accelerator:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if sharded != accelerator.is_fsdp2:
         raise TrajlmError(f"FSDP was asked for and {accelerator.distributed_type.value} came up")
+    if zero != splits_moments(accelerator):
+        raise TrajlmError(f"DeepSpeed was asked for and {accelerator.distributed_type.value} came up")
     return accelerator
+
+
+def splits_moments(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed trains."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def _asked(variable: str) -> bool:
@@ -86,11 +97,6 @@ def _require_plain(settings: dict[str, tuple[str, set[str], str]]) -> None:
         asked = os.environ.get(variable)
         if asked is not None and asked.lower() not in plain:
             raise TrajlmError(f"accelerate's {name} is {asked!r}: {what}")
-
-
-def _refuse_deepspeed() -> NoReturn:
-    why = "is not run by trajlm" if find_spec("deepspeed") else "is not installed"
-    raise TrajlmError(f"DeepSpeed {why}; recipes/accelerate/fsdp2.yaml splits the same weights and moments")
 
 
 def _require_processes(accelerator: Accelerator) -> None:

@@ -31,7 +31,7 @@ from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_te
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
-from trajlm.engines import make_accelerator
+from trajlm.engines import make_accelerator, splits_moments
 from trajlm.ensemble import ensemble_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
@@ -50,6 +50,7 @@ from trajlm.tasks import build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.trajectory import TrajectoryModel
+from trajlm.zero import require_splittable_moments
 
 HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
 
@@ -158,6 +159,8 @@ def finetune(recipe: Recipe) -> Path:
     means = means_of(recipe, family_of(config_of(recipe.backbone.name).model_type), accelerator.device)
     if accelerator.is_fsdp2:
         require_splittable(recipe)
+    if splits_moments(accelerator):
+        require_splittable_moments(recipe)
     run = RunFolder(recipe.out, "finetuning", recipe, inputs, accelerator.is_main_process)
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")

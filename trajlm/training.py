@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from trajlm.checkpoint import Checkpoints, RunFolder
 from trajlm.distributed import placed_like, whole
+from trajlm.engines import splits_moments
 from trajlm.errors import SharedError, TrajlmError
 from trajlm.quantisation import adamw8bit
 from trajlm.sharding import shard, unshard
 from trajlm.trackers import tell
+from trajlm.zero import split_moments
 
 POOL = 32  # batches; eight leave 7 % of positions unfilled on PhysioNet 2012, 32 leave 3 %
 FIRST_STEPS = 3
@@ -230,12 +232,16 @@ class Trainer:
             self.averages.load(means)
             if not self.state["done"]:
                 tqdm.write(f"{stage.name}: resumes at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
+        self._engine = self.module
+        if splits_moments(accelerator):
+            self._engine, self.optimiser = split_moments(accelerator, self.module, self.optimiser, settings.clip_norm)
 
     def fit(self) -> nn.Module:
         """Train until patience or epochs run out; returns the module with its best weights."""
         steps = len(self._batches(0))
-        wrapped = self._distributed and self.stage.backward is None and not self.accelerator.is_fsdp2
-        module = self.accelerator.prepare_model(self.module) if wrapped else self.module
+        split = self.accelerator.is_fsdp2 or splits_moments(self.accelerator)
+        wrapped = self._distributed and self.stage.backward is None and not split
+        module = self.accelerator.prepare_model(self.module) if wrapped else self._engine
         with tqdm(
             total=steps * self.settings.epochs,
             initial=self.state["step"],
@@ -317,6 +323,7 @@ class Trainer:
             # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.
             self.accelerator.backward(loss * (weight * world))
         trained = [p for p in self.module.parameters() if p.requires_grad]
+        # DeepSpeed has clipped and stepped by now, or left all as it was where the norm is no finite number.
         norm = float(whole(self.accelerator.clip_grad_norm_(trained, settings.clip_norm)))
         if not math.isfinite(norm):
             self._stop(f"the norm of the gradient became {norm}", batch, True)
