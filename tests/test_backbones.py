@@ -219,6 +219,9 @@ def test_the_table_holds_what_was_promised():
     assert [line.split(" | ")[0].removeprefix("| ").removesuffix(" (paper)") for line in table().splitlines()[2:]] == [
         *presets()
     ]
+    for preset, line in zip(presets().values(), table().splitlines()[2:], strict=True):
+        assert preset.licence in line
+        assert ("unconfirmed" in line) == preset.unconfirmed
     small = config_of("small")
     assert (small.model_type, small.hidden_size, small.num_hidden_layers, small.num_key_value_heads) == (
         "llama", 128, 4, 2,

@@ -44,6 +44,7 @@ class Preset:
         hub: id of its weights; "" for weights that start at random.
         family: its :class:`Family`.
         licence: of the weights; "none" for random ones.
+        unconfirmed: the licence was read of copies or in an announcement, not at the hub id.
         gated: the hub asks to accept the licence first.
         paper: one of the paper's six.
         billions: parameters as published, 1e9, language head included; None for random weights.
@@ -54,6 +55,7 @@ class Preset:
     hub: str
     family: Family
     licence: str
+    unconfirmed: bool
     gated: bool
     paper: bool
     billions: float | None
@@ -101,6 +103,7 @@ def presets() -> dict[str, Preset]:
             "" if row.get("random") else row["hub"],
             families()[row["family"]],
             row["licence"],
+            row.get("unconfirmed", False),
             row.get("gated", False),
             row.get("paper", False),
             row.get("billions"),
@@ -110,7 +113,7 @@ def presets() -> dict[str, Preset]:
     }
     for family in families().values():
         name = f"tiny-{family.model_type.replace('_', '-')}"
-        found[name] = Preset(name, "", family, "none", False, False, None, family.tiny)
+        found[name] = Preset(name, "", family, "none", False, False, False, None, family.tiny)
     return found
 
 
@@ -130,7 +133,7 @@ def table() -> str:
             " ".join(family.lora),
             " ".join(family.attention) or "none",
             "no" if family.inexact else "exact",
-            preset.licence + (", gated" if preset.gated else ""),
+            preset.licence + (", unconfirmed" if preset.unconfirmed else "") + (", gated" if preset.gated else ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
