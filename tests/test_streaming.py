@@ -204,3 +204,20 @@ def test_streams_of_real_timelines(prepared, beliefs, model, tmp_path):
         expected = model.beliefs(prepared.timeline(stay)).select(f"belief_{t}" for t in model.targets).to_numpy()
         np.testing.assert_allclose(table(said[stay]), expected, **CLOSE)
     assert json.loads((tmp_path / "saved/stream.json").read_text())["stays"].keys() == {str(s) for s in stays}
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_a_model_goes_on_learning_after_it_streamed(family):
+    """Nothing that a push made is left in the model, where a backward pass would meet it."""
+    streamed, other = family_model(family), family_model(family)
+    stream = streamed.stream()
+    for event in events_of(4, 1):
+        stream.push(event)
+    gradients = []
+    for model in (streamed, other):
+        torch.manual_seed(0)
+        model.train()(model.encode_timeline(timeline_of(events_of(5, 2)))).readouts.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0]
+    for name, gradient in gradients[1].items():
+        assert torch.equal(gradients[0][name], gradient)

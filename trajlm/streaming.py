@@ -33,6 +33,7 @@ class _Read:
         modality: position.
         hours: since admission.
         after: what an encoder that reads in order needs for its next event; empty for others.
+        carried: the state of its modality after it; None for payloads that are no numbers.
     """
 
     latent: Tensor
@@ -40,6 +41,22 @@ class _Read:
     modality: int
     hours: float
     after: tuple[Tensor, ...] = ()
+    carried: CarriedState | None = None
+
+
+@dataclass
+class _Seen:
+    """Events of one modality, an event a stay.
+
+    Attributes:
+        stays: which.
+        view: the events.
+        carried: the states after them; empty for payloads that are no numbers.
+    """
+
+    stays: list[int]
+    view: View
+    carried: list[CarriedState]
 
 
 @dataclass
@@ -71,6 +88,7 @@ class BeliefStreams:
     def __init__(self, model: TrajectoryModel) -> None:
         self.model = model.eval()
         self._memory = memory_of(model.sequence_reader)
+        self._missing = model.missing_tokens().detach() if model.newest is not None else None
         self._stays: dict[int, _Stay] = {}
         self._free: list[int] = []
 
@@ -79,7 +97,7 @@ class BeliefStreams:
         """The stays that are remembered."""
         return list(self._stays)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def push(self, events: Mapping[int, Event]) -> dict[int, dict[str, float] | None]:
         """Beliefs after one more event of each of these stays, all through the backbone together.
 
@@ -137,38 +155,40 @@ class BeliefStreams:
                 f"the model never learned {event.modality!r}; it reads {', '.join(self.model.encoders.modalities)}"
             )
 
-    def _views(self, events: Mapping[int, Event]) -> dict[str, tuple[list[int], View]]:
-        """By modality the stays that hold an event of it, and their events as one view."""
-        views: dict[str, tuple[list[int], View]] = {}
+    def _views(self, events: Mapping[int, Event]) -> dict[str, _Seen]:
+        """The events by modality."""
+        seen: dict[str, _Seen] = {}
         for name in self.model.encoders.modalities:
             own = [stay_id for stay_id, event in events.items() if event.modality == name]
             if own:
-                views[name] = own, self._view(name, own, [events[s] for s in own])
-        return views
+                seen[name] = self._view(name, own, [events[s] for s in own])
+        return seen
 
-    def _view(self, name: str, stays: Sequence[int], events: Sequence[Event]) -> View:
+    def _view(self, name: str, stays: list[int], events: Sequence[Event]) -> _Seen:
         reader = self.model.readers[name]
         if reader.modality.kind != "numeric":
-            return payload_view(reader, events)
+            return _Seen(stays, payload_view(reader, events), [])
         values, observed, hours = measured(reader, events)
-        states = []
+        carried = []
         for row, stay_id in enumerate(stays):
             held = self._stays[stay_id].carried if stay_id in self._stays else {}
             before = held.get(name, CarriedState.unobserved(values.shape[1]))
-            states.append(before.advance(values[row], observed[row], hours[row]).features(hours[row]))
-        parts = (values, observed, np.stack(states), hours.astype(np.float32), np.ones(len(events), dtype=bool))
-        return NumericView(*(torch.from_numpy(part[:, None]) for part in parts))
+            carried.append(before.advance(values[row], observed[row], hours[row]))
+        states = np.stack([state.features(hour) for state, hour in zip(carried, hours, strict=True)])
+        parts = (values, observed, states, hours.astype(np.float32), np.ones(len(events), dtype=bool))
+        return _Seen(stays, NumericView(*(torch.from_numpy(part[:, None]) for part in parts)), carried)
 
-    def _encode(self, events: Mapping[int, Event], views: Mapping[str, tuple[list[int], View]]) -> dict[int, _Read]:
+    def _encode(self, events: Mapping[int, Event], views: Mapping[str, _Seen]) -> dict[int, _Read]:
         encoders, device = self.model.encoders, self.model.predict.device
         found = {}
-        for name, (stays, view) in views.items():
-            placed, index = view.to(device), encoders.modalities.index(name)
+        for name, seen in views.items():
+            placed, index = seen.view.to(device), encoders.modalities.index(name)
             states = encoders.carried_state(placed)
-            for rows, latents, after in self._advance(name, stays, placed):
+            for rows, latents, after in self._advance(name, seen.stays, placed):
                 for row, latent in zip(rows, latents, strict=True):
-                    hours = events[stays[row]].hours_since_admission
-                    found[stays[row]] = _Read(latent, states[row], index, hours, after or ())
+                    stay_id = seen.stays[row]
+                    hours, carried = events[stay_id].hours_since_admission, seen.carried[row] if seen.carried else None
+                    found[stay_id] = _Read(latent, states[row], index, hours, after or (), carried)
         return found
 
     def _advance(
@@ -193,7 +213,7 @@ class BeliefStreams:
         last = torch.tensor([len(r) - 1 for r in reads], device=order.device)
         # Only the last event's place in its stay is wanted; the newest of each modality before it are read for context.
         places = order[:, None] - last[:, None] + torch.arange(batch.present.shape[1], device=order.device)
-        embedded = model.embed(batch, places.clamp_min(0))
+        embedded = model.embed(batch, places.clamp_min(0), self._missing)
         newest = torch.arange(len(reads), device=order.device), last
         direct, embedded = model.direct(batch, embedded)[newest], embedded[newest][:, None]
         sequence = torch.cat([embedded, model.predict.expand_as(embedded)], dim=1)
@@ -207,15 +227,8 @@ class BeliefStreams:
         # Last in, last read: the order of the newest events is that of the stay.
         stay.newest.pop(event.modality, None)
         stay.newest[event.modality] = read
-        width = self.model.encoders.features[event.modality]
-        if width:
-            reader = self.model.readers[event.modality]
-            values, observed = reader.dense(
-                np.array([len(event.values)]), np.array(event.feature_ids), np.array(event.values)
-            )
-            before = stay.carried.get(event.modality, CarriedState.unobserved(width))
-            hours = np.array(event.hours_since_admission)
-            stay.carried[event.modality] = before.advance(values[0], observed[0], hours)
+        if read.carried is not None:
+            stay.carried[event.modality] = read.carried
 
     def save(self, folder: Path | str) -> None:
         """Write everything remembered as safetensors and JSON; the JSON, written last, names the model."""
@@ -285,28 +298,25 @@ def model_fingerprint(model: TrajectoryModel) -> str:
 
 def _batch(reads: Sequence[Sequence[_Read]], targets: int) -> TrajectoryBatch:
     """Events of several stays, right-padded."""
-    first = reads[0][0]
-    n, longest, device = len(reads), max(len(r) for r in reads), first.latent.device
-    latents = first.latent.new_zeros(n, longest, len(first.latent))
-    state = first.state.new_zeros(n, longest, len(first.state))
-    modality = torch.zeros(n, longest, dtype=torch.long)
-    hours = torch.zeros(n, longest, dtype=torch.float64)
-    present = torch.zeros(n, longest, dtype=torch.bool)
-    for row, events in enumerate(reads):
-        latents[row, : len(events)] = torch.stack([e.latent for e in events])
-        state[row, : len(events)] = torch.stack([e.state for e in events])
-        modality[row, : len(events)] = torch.tensor([e.modality for e in events])
-        hours[row, : len(events)] = torch.tensor([e.hours for e in events], dtype=torch.float64)
-        present[row, : len(events)] = True
+    every = [event for events in reads for event in events]
+    lengths, device = torch.tensor([len(events) for events in reads]), every[0].latent.device
+    present = torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def padded(rows: Tensor) -> Tensor:
+        wide = rows.new_zeros(*present.shape, *rows.shape[1:])
+        wide[present] = rows
+        return wide.to(device)
+
+    modality = padded(torch.tensor([event.modality for event in every]))
     return TrajectoryBatch(
-        torch.zeros(n, dtype=torch.long, device=device),
-        latents,
-        state,
-        modality.to(device),
-        hours.to(device),
-        torch.zeros_like(modality).to(device),
+        torch.zeros(len(reads), dtype=torch.long, device=device),
+        padded(torch.stack([event.latent for event in every])),
+        padded(torch.stack([event.state for event in every])),
+        modality,
+        padded(torch.tensor([event.hours for event in every], dtype=torch.float64)),
+        torch.zeros_like(modality),
         present.to(device),
-        torch.full((n, targets), float("nan"), device=device),
+        torch.full((len(reads), targets), float("nan"), device=device),
     )
 
 

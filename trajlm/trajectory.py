@@ -188,12 +188,13 @@ class TrajectoryModel(nn.Module):
         """The tasks, in the order of the read-outs."""
         return [task for task in self.tasks if isinstance(task, Task)]
 
-    def embed(self, batch: TrajectoryBatch, places: Tensor | None = None) -> Tensor:
+    def embed(self, batch: TrajectoryBatch, places: Tensor | None = None, missing: Tensor | None = None) -> Tensor:
         """float[B, S, H] embeddings of the events; every event goes through its modality's projector.
 
         Args:
             batch: the events.
             places: int64[B, S], how many events of its stay came before each; None counts those of the batch.
+            missing: :meth:`missing_tokens`, where they are at hand.
         """
         events = self.predict.new_zeros(*batch.present.shape, self.predict.shape[0])
         placed = 0
@@ -208,7 +209,8 @@ class TrajectoryModel(nn.Module):
             raise ValueError(f"{int(batch.present.sum())} events came, {placed} were embedded")
         hours = batch.hours.to(batch.latents.dtype)
         if self.newest is not None:
-            fused = self.newest(events, self._missing(), batch.modality, hours, batch.present)
+            tokens = self.missing_tokens() if missing is None else missing
+            fused = self.newest(events, tokens, batch.modality, hours, batch.present)
             events = self.mixers["fused"](fused)
         if self.time is not None:
             counted = torch.arange(hours.shape[1], device=hours.device) if places is None else places
@@ -235,7 +237,7 @@ class TrajectoryModel(nn.Module):
         """bool[B, S]: after which events a belief counts (``readout_at``)."""
         return counted_readouts(batch.hours, batch.present, self.readout_at, self.landmarks)
 
-    def _missing(self) -> Tensor:
+    def missing_tokens(self) -> Tensor:
         """float[M, H]: the missing tokens through their projectors."""
         state = self.predict.new_zeros(1, self.encoders.state_width)
         tokens = self.encoders.missing_latents(self.reach)
