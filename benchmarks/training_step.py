@@ -123,8 +123,8 @@ class Bench:
                 states.float().sum().backward()
                 bare.zero_grad(set_to_none=True)
 
-            def step(stays: np.ndarray = stays) -> None:
-                trainer._step(trainer.stage.module, stays, len(chosen))
+            def step(stays: np.ndarray = stays, number: int = number) -> None:
+                trainer._step(trainer.stage.module, trainer._load(stays, number), len(chosen))
                 trainer.state["step"] += 1
 
             taken = seconds_of(step), seconds_of(forward_and_backward)

@@ -23,7 +23,7 @@ from trajlm.encoders.numeric import VALUE_KNOTS, NumericInputs, PiecewiseShares
 from trajlm.encoders.text import BUCKETS, hashed_words
 from trajlm.errors import TrajlmError
 from trajlm.schema import FittedFeature, Modality
-from trajlm.views import CarriedState, ImageView, TextView, numeric_view
+from trajlm.views import CarriedState, ImageView, TextView, numeric_view, padded_view
 
 EACH = {name: build("numeric", name) for name, (kind, _) in ENCODERS.items() if kind == "numeric"}
 MODALITIES = [
@@ -125,7 +125,10 @@ def test_single_steps_are_what_a_stream_would_see(steps, seed):
 
 def test_an_input_reduced_to_some_steps_is_those_steps():
     view = random_view([4, 2, 3])
-    reduced = view.keep_steps(np.array([2, 0, 0]), np.array([2, 1, 0]))
+    known = [[part[row, :end].numpy() for row, end in enumerate([3, 2, 1])]
+             for part in (view.values, view.observed, view.hours)]  # fmt: skip
+    reduced = padded_view(*(np.concatenate(part) for part in known), np.array([3, 2, 1]), np.array([2, 0, 0]))
+    assert reduced.steps.sum(dim=1).tolist() == [1, 2, 1]
     singles = view.single_steps()
     for model in EACH.values():
         with torch.no_grad():

@@ -53,13 +53,16 @@ def complementary_targets(latents: Tensor, present: Tensor) -> tuple[Tensor, Ten
     Returns:
         float[B, M, D] targets, and bool[B], True where the stay holds anything and so offers targets.
     """
-    unit = unit_latents(latents, present)
+    return _targets(unit_latents(latents, present), present)
+
+
+def _targets(unit: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     # Summing the others, not subtracting from the total: no cancellation. The unit of a sum is the unit of its mean.
     others = 1.0 - torch.eye(present.shape[1], dtype=unit.dtype, device=unit.device)
     rest = torch.einsum("mk,jkd->jmd", others, unit)
-    holds_another = (present.sum(dim=1, keepdim=True) - present.long()) > 0
-    targets = torch.where(holds_another[..., None], rest, unit.sum(dim=1, keepdim=True))
-    return F.normalize(targets, dim=-1), present.any(dim=1)
+    alone = present & (present.sum(dim=1, keepdim=True) == 1)
+    # Where a stay holds m alone, the rest seen from m is zero and the global representation is m's own unit.
+    return F.normalize(rest + unit * alone[..., None], dim=-1), present.any(dim=1)
 
 
 def masked_global_alignment_loss(latents: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
@@ -79,17 +82,15 @@ def masked_global_alignment_loss(latents: Tensor, present: Tensor, temperature: 
     """
     unit = unit_latents(latents, present)
     anchors = present & (present.sum(dim=1, keepdim=True) >= 2)
-    if not anchors.any():
-        return unit.sum() * 0.0 + temperature * 0.0
-    targets, offers = complementary_targets(latents, present)
-    similarity = torch.einsum("imd,jmd->mij", unit, targets) / temperature
-    similarity = similarity.masked_fill(~offers[None, None, :], float("-inf"))
-    own = similarity.diagonal(dim1=1, dim2=2)
-    loss = torch.logsumexp(similarity, dim=2) - own  # [M, B]
-    loss = torch.where(anchors.T, loss, 0.0)
+    targets, offers = _targets(unit, present)
+    # Nothing below asks the device for a number. Where no stay offers a target none is hidden: there are no anchors.
+    hidden = torch.zeros_like(offers, dtype=unit.dtype).masked_fill(~offers & offers.any(), float("-inf"))
+    anchor, target = (unit / temperature).transpose(0, 1), targets.permute(1, 2, 0)
+    similarity = torch.baddbmm(hidden.expand(len(anchor), 1, -1), anchor, target)  # [M, B, B]
+    loss = -similarity.log_softmax(dim=2).diagonal(dim1=1, dim2=2)
     per_modality = anchors.sum(dim=0)
-    has_anchor = per_modality > 0
-    return (loss.sum(dim=1)[has_anchor] / per_modality[has_anchor]).mean()
+    mean = torch.where(anchors.T, loss, 0.0).sum(dim=1) / per_modality.clamp_min(1)
+    return mean.sum() / (per_modality > 0).sum().clamp_min(1)
 
 
 def missing_token_loss(missing_tokens: Tensor, latents: Tensor, present: Tensor) -> Tensor:
@@ -108,11 +109,10 @@ def missing_token_loss(missing_tokens: Tensor, latents: Tensor, present: Tensor)
         a zero that carries a graph when nothing is absent.
     """
     absent = ~present & present.any(dim=1, keepdim=True)
-    tokens = F.normalize(missing_tokens.to(unit_latents(latents, present).dtype), dim=-1)
-    if not absent.any():
-        return tokens.sum() * 0.0
-    cosine = global_representation(latents.detach(), present) @ tokens.T
-    return (1.0 - cosine)[absent].mean()
+    target = global_representation(latents.detach(), present)
+    tokens = F.normalize(missing_tokens.to(target.dtype), dim=-1)
+    distance = (1.0 - target @ tokens.T).masked_fill(~absent, 0.0)
+    return distance.sum() / absent.sum().clamp_min(1)
 
 
 def inject_missing_tokens(latents: Tensor, present: Tensor, missing_tokens: Tensor) -> Tensor:

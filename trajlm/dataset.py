@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trajlm.errors import TrajlmError
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
-from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, ViewMix, numeric_view
+from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, ViewMix, padded_view, runs
 
 
 @dataclass
@@ -70,6 +70,8 @@ class StayBatch:
 
     def to(self, device: torch.device) -> StayBatch:
         """The same batch on a device."""
+        if self.stay_ids.device == device:
+            return self
         views = {name: view.to(device) for name, view in self.views.items()}
         return StayBatch(self.stay_ids.to(device), self.present.to(device), self.modalities, views)
 
@@ -164,20 +166,18 @@ class ModalityStore:
 
     def _cells(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64[E], measurements of each of these events, and where they lie among all of the modality."""
-        lengths = (self._offsets[1:] - self._offsets[:-1])[rows]
-        return lengths, np.repeat(self._offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(
-            lengths.sum()
-        )
+        lengths = self._offsets[rows + 1] - self._offsets[rows]
+        return lengths, runs(self._offsets[rows], lengths)
 
-    def _numeric(self, stays: np.ndarray) -> NumericView:
-        rows = self._all_rows(stays)
+    def _numeric(self, stays: np.ndarray, span: tuple[np.ndarray, np.ndarray] | None = None) -> NumericView:
+        first, counts = (None, self.count(stays)) if span is None else (span[0], span[1] + 1)
+        rows = runs(self._bounds[stays], counts)
         lengths, cells = self._cells(rows)
         values, observed = self.reader.dense(lengths, self._feature_ids[cells], self._values[cells])
-        cuts = np.cumsum(self.count(stays))[:-1]
-        return numeric_view(np.split(values, cuts), np.split(observed, cuts), np.split(self._hours[rows], cuts))
+        return padded_view(values, observed, self._hours[rows], counts, first)
 
     def _all_rows(self, stays: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.arange(self.rows(s).start, self.rows(s).stop) for s in stays])
+        return runs(self._bounds[stays], self.count(stays))
 
     def event_view(self, stays: np.ndarray) -> tuple[View, np.ndarray]:
         """Every event of these stays, and int64[E], its row among all events.
@@ -197,8 +197,7 @@ class ModalityStore:
             span: int[N] twice, first and last event of the stay to show. None: all of them.
         """
         if self.reader.modality.kind == "numeric":
-            whole = self._numeric(stays)
-            return whole if span is None else whole.keep_steps(*span)
+            return self._numeric(stays, span)
         first, last = span or (np.zeros(len(stays), dtype=np.int64), self.count(stays) - 1)
         begin = self._bounds[stays]
         return self._payload_view([list(range(b + f, b + e + 1)) for b, f, e in zip(begin, first, last, strict=True)])

@@ -18,7 +18,7 @@ from trajlm.columns import ColumnWriter, column_folder, open_column, read_note
 from trajlm.dataset import ModalityStore, Prepared
 from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
-from trajlm.views import NumericView, View, carried_forward
+from trajlm.views import NumericView, View, carried_forward, runs
 
 CHUNK = 64  # stays encoded at once
 EVENTS_AT_ONCE = 500_000  # about so many are read from the prepared folder at once
@@ -216,7 +216,7 @@ class Latents:
     def _dense(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """float32[N, F] standardised values and bool[N, F] whether observed, of events of one modality."""
         lengths = self._measured[rows].astype(np.int64)
-        cells = np.repeat(self._cells[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        cells = runs(self._cells[rows], lengths)
         at = np.repeat(np.arange(len(rows)), lengths), self._columns[cells]
         values, observed = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
         values[at], observed[at] = self._values[cells], True

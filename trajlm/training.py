@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
@@ -29,6 +30,7 @@ POOL = 32  # batches; eight leave 7 % of positions unfilled on PhysioNet 2012, 3
 FIRST_STEPS = 3
 EARLY_STEPS = 10
 EXPLODED = 1000.0  # times the loss of the early steps
+FUSED_DEVICES = ("cpu", "cuda")
 NAMED = 32  # stays of a batch that an error names
 LOWER_THE_RATE = "start anew (another --out) with a lower learning rate, or look at the stays"
 
@@ -51,7 +53,8 @@ class Stage:
         module: ``module(batch)`` returns the loss float[]; its trainable parameters are trained.
         train: positions of the training stays, int[N].
         tuning: positions of the tuning stays.
-        collate: positions and a random generator to a batch; the generator is None in evaluation.
+        collate: positions and a random generator to a batch; the generator is None in evaluation. Called from a thread
+            of its own while the step before runs, so it draws from the generator alone, never from torch's.
         lengths: cost of each training stay, to batch stays of similar length; None batches at random.
         global_loss: the loss already spans all processes (negatives are gathered) and is not to be weighted.
         chances: float[N], chance of each training stay to be the next one drawn, with replacement; None draws each stay
@@ -136,7 +139,9 @@ def make_optimiser(groups: list[dict[str, Any]], settings: LoopSettings) -> torc
     if settings.eight_bit:
         return adamw8bit(groups, settings.learning_rate, settings.weight_decay)
     kind = torch.optim.AdamW if settings.decoupled else torch.optim.Adam
-    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    # One pass over parameter, gradient and moments; parameter by parameter, large tables cost as much as an encoder.
+    fused = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
 
 
 def learning_rate_share(step: int, total: int, settings: LoopSettings) -> float:
@@ -149,11 +154,21 @@ def learning_rate_share(step: int, total: int, settings: LoopSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def seed_step(*parts: int) -> np.random.Generator:
-    """Seed torch and return a numpy generator for one step, so that a resumed run draws what the first would have."""
-    random = np.random.default_rng(parts)
-    torch.manual_seed(int(random.integers(2**62)))
-    return random
+@dataclass
+class Loaded:
+    """One process's share of a global batch.
+
+    Attributes:
+        stays: int[N], positions of the stays of the global batch.
+        share: number of them that this process holds.
+        batch: those; where there are none another's stay, which counts for nothing.
+        seed: of torch in the step, so that a resumed run draws what the first would have.
+    """
+
+    stays: np.ndarray
+    share: int
+    batch: Batch
+    seed: int
 
 
 @torch.no_grad()
@@ -268,8 +283,8 @@ class Trainer:
         module.train()
         batches = self._batches(state["epoch"])
         self._saved = time.monotonic()
-        while state["batch"] < len(batches):
-            loss, save = self._step(module, batches[state["batch"]], total)
+        for loaded in self._loaded(batches):
+            loss, save = self._step(module, loaded, total)
             state["epoch_loss"] += loss
             state["batch"] += 1
             state["step"] += 1
@@ -305,19 +320,39 @@ class Trainer:
         smallest = self.accelerator.num_processes if self.stage.global_loss else 1
         return epoch_batches(self.stage, self.settings, epoch, smallest)
 
-    def _step(self, module: nn.Module, stays: np.ndarray, total: int) -> tuple[float, bool]:
-        """One step on the global batch ``stays``: its loss over all processes, and whether a checkpoint is due."""
+    def _loaded(self, batches: list[np.ndarray]) -> Iterator[Loaded]:
+        """The batches of the epoch that are left, each collated while the step before it runs."""
+        with ThreadPoolExecutor(1, "collate") as thread:
+
+            def load(place: int) -> Future[Loaded] | None:
+                return thread.submit(self._load, batches[place], place) if place < len(batches) else None
+
+            place = self.state["batch"]
+            coming = load(place)
+            while coming is not None:
+                place += 1
+                loaded, coming = coming.result(), load(place)
+                yield loaded
+
+    def _load(self, stays: np.ndarray, place: int) -> Loaded:
+        """This process's share of the epoch's batch at ``place``."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        state, settings = self.state, self.settings
-        random = seed_step(settings.seed, state["epoch"], state["batch"], rank)
+        random = np.random.default_rng([self.settings.seed, self.state["epoch"], place, rank])
+        seed = int(random.integers(2**62))
         share = stays[rank::world]
         # A process with no stay of the batch still takes part, with another's stay that counts for nothing.
-        batch = self.stage.collate(share if len(share) else stays[:1], random).to(self.accelerator.device)
+        return Loaded(stays, len(share), self.stage.collate(share if len(share) else stays[:1], random), seed)
+
+    def _step(self, module: nn.Module, loaded: Loaded, total: int) -> tuple[float, bool]:
+        """One step on a global batch: its loss over all processes, and whether a checkpoint is due."""
+        state, settings, world = self.state, self.settings, self.accelerator.num_processes
+        torch.manual_seed(loaded.seed)
+        batch = loaded.batch.to(self.accelerator.device)
         for group in self.optimiser.param_groups:
             share_now = learning_rate_share(state["step"], total, settings)
             group["lr"] = settings.learning_rate * group["factor"] * share_now
         loss = (self.stage.backward or module)(batch)
-        weight = 1 / world if self.stage.global_loss else len(share) / len(stays)
+        weight = 1 / world if self.stage.global_loss else loaded.share / len(loaded.stays)
         told = self._tell(float(loss.detach()), weight, batch)
         if self.stage.backward is None:
             # Gradients are averaged over processes; weighting makes that the mean over the global batch's stays.

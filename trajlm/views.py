@@ -64,24 +64,41 @@ class CarriedState:
         return np.concatenate([self.value, ever, since], axis=-1).astype(np.float32)
 
 
-def carried_forward(values: np.ndarray, observed: np.ndarray, hours: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The carried-forward state after every event of many stays at once, as :meth:`CarriedState.features` gives it.
+def runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64[sum of lengths]: the rows ``starts[i]`` to ``starts[i] + lengths[i] - 1`` of every i, one after another."""
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+
+
+def carried_forward(
+    values: np.ndarray,
+    observed: np.ndarray,
+    hours: np.ndarray,
+    first: np.ndarray,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """The carried-forward state after events of many stays at once, as :meth:`CarriedState.features` gives it.
 
     Args:
         values, observed: float32[E, F] and bool[E, F] of one modality's events, stay after stay in order of time.
         hours: float64[E], hours since admission.
         first: int[E], the row at which the event's stay begins.
+        rows: int[K], events whose state is asked for. None: all of them.
 
     Returns:
-        float32[E, 3F].
+        float32[K, 3F].
     """
-    row = np.arange(len(values))[:, None]
-    last = np.maximum.accumulate(np.where(observed, row, -1), axis=0)
+    row = np.arange(len(values), dtype=np.int32)[:, None]
+    last = np.maximum.accumulate(np.where(observed, row, np.int32(-1)), axis=0)
+    if rows is not None:
+        row, last, first = row[rows], last[rows], first[rows]
     ever = last >= first[:, None]
     last = np.where(ever, last, row)
-    value = np.where(ever, np.take_along_axis(values, last, axis=0), np.float32(0))
-    since = np.log1p(np.where(ever, hours[:, None] - hours[last], 0.0))
-    return np.concatenate([value, ever, since], axis=-1, dtype=np.float32, casting="same_kind")
+    state = np.empty((len(last), 3, values.shape[1]), dtype=np.float32)
+    state[:, 0] = np.where(ever, np.take_along_axis(values, last, axis=0), np.float32(0))
+    state[:, 1] = ever
+    # Where nothing was observed the last event is the event itself, no hours ago.
+    state[:, 2] = np.log1p(hours[row] - hours[last])
+    return state.reshape(len(last), -1)
 
 
 @dataclass
@@ -116,7 +133,9 @@ class NumericView:
 
     def select(self, rows: Tensor) -> NumericView:
         """The inputs of these rows (bool[N] or int[K])."""
-        return NumericView(*(getattr(self, n)[rows] for n in ("values", "observed", "state", "hours", "steps")))
+        indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        names = ("values", "observed", "state", "hours", "steps")
+        return NumericView(*(getattr(self, n).index_select(0, indices) for n in names))
 
     def to(self, device: torch.device) -> NumericView:
         """The same view on a device."""
@@ -127,21 +146,6 @@ class NumericView:
         """Every real step as an input of its own, in order: ``N' = steps.sum()``, ``S = 1``."""
         names = ("values", "observed", "state", "hours", "steps")
         return NumericView(*(getattr(self, n)[self.steps].unsqueeze(1) for n in names))
-
-    def keep_steps(self, first: np.ndarray, last: np.ndarray) -> NumericView:
-        """Reduce every input to its steps from ``first`` to ``last`` (int[N], both included).
-
-        The state carried forward to a step stays what it was, however few of the steps before it are kept.
-        """
-        kept = torch.from_numpy(last - first + 1)
-        places = torch.arange(int(kept.max()) if len(self) else 0)
-        steps = places < kept[:, None]
-        # Beyond an input's last step its last one is repeated, so that time stands still there; the mask hides it.
-        taken = (torch.from_numpy(first)[:, None] + places).minimum(torch.from_numpy(last)[:, None])
-        rows = torch.arange(len(self))[:, None]
-        values = self.values[rows, taken].masked_fill(~steps[..., None], 0.0)
-        observed = self.observed[rows, taken] & steps[..., None]
-        return NumericView(values, observed, self.state[rows, taken], self.hours[rows, taken], steps)
 
 
 @dataclass(frozen=True)
@@ -175,18 +179,41 @@ def numeric_view(
         observed: per input bool[S_i, F].
         hours: per input float[S_i], not decreasing.
     """
-    n, s, f = len(values), max(len(v) for v in values), values[0].shape[1]
-    lengths = np.array([len(v) for v in values])
-    steps = np.arange(s) < lengths[:, None]
-    flat = (np.concatenate(values), np.concatenate(observed), np.concatenate(hours).astype(np.float64))
+    lengths = np.array([len(timeline) for timeline in values])
+    joined = np.concatenate(values), np.concatenate(observed), np.concatenate(hours).astype(np.float64)
+    return padded_view(*joined, lengths)
+
+
+def padded_view(
+    values: np.ndarray,
+    observed: np.ndarray,
+    hours: np.ndarray,
+    lengths: np.ndarray,
+    first: np.ndarray | None = None,
+) -> NumericView:
+    """:func:`numeric_view` of timelines that lie one after another.
+
+    Args:
+        values: float32[E, F].
+        observed: bool[E, F].
+        hours: float64[E].
+        lengths: int[N], events of each timeline; none is 0.
+        first: int[N], first event of each timeline to show. The state behind a shown event stays what it was. None: 0.
+    """
+    ends = np.cumsum(lengths)
+    kept = lengths if first is None else lengths - first
+    rows = runs(ends - kept, kept)
+    steps = np.arange(kept.max()) < kept[:, None]
+    n, s, f = *steps.shape, values.shape[1]
     padded = np.zeros((n, s, f), dtype=np.float32)
     mask = np.zeros((n, s, f), dtype=bool)
-    carried = np.zeros((n, s, 3 * f), dtype=np.float32)
-    clock = np.repeat(flat[2][np.cumsum(lengths) - 1, None], s, axis=1)
-    padded[steps], mask[steps], clock[steps] = flat
-    carried[steps] = carried_forward(*flat, np.repeat(np.cumsum(lengths) - lengths, lengths))
-    tensors = (padded, mask, carried, clock.astype(np.float32), steps)
-    return NumericView(*(torch.from_numpy(array) for array in tensors))
+    state = np.zeros((n, s, 3 * f), dtype=np.float32)
+    # Beyond an input's last step time stands still; nothing else is there.
+    clock = np.repeat(hours[ends - 1, None], s, axis=1).astype(np.float32)
+    begins = np.repeat(ends - lengths, lengths)
+    padded[steps], mask[steps], clock[steps] = values[rows], observed[rows], hours[rows]
+    state[steps] = carried_forward(values, observed, hours, begins, rows)
+    return NumericView(*(torch.from_numpy(array) for array in (padded, mask, state, clock, steps)))
 
 
 @dataclass

@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,13 +20,22 @@ WORD = re.compile(r"[a-z]+|\d+|[.?!]")
 MAX_TOKENS = 512
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=2**16)
+def _bucket(gram: str) -> int:
+    digest = hashlib.blake2b(gram.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % BUCKETS
+
+
 def hashed_words(text: str) -> tuple[int, ...]:
     """Buckets of a text's words and word pairs: the same on every machine, in every process."""
     words = WORD.findall(text.lower())[:MAX_TOKENS]
-    pairs = [f"{a} {b}" for a, b in pairwise(words)]
-    digests = (hashlib.blake2b(gram.encode(), digest_size=4).digest() for gram in (*words, *pairs))
-    return tuple(int.from_bytes(digest, "big") % BUCKETS for digest in digests) or (0,)
+    return tuple(_bucket(gram) for gram in (*words, *(f"{a} {b}" for a, b in pairwise(words)))) or (0,)
+
+
+@lru_cache(maxsize=2**15)
+def _bag(text: str) -> np.ndarray:
+    """int16[K] of :func:`hashed_words`: as Python numbers, notes would fill gigabytes."""
+    return np.array(hashed_words(text), dtype=np.int16)
 
 
 class HashedText(Encoder):
@@ -43,13 +53,14 @@ class HashedText(Encoder):
     def encode(self, view: TextView, *, tokens: bool = False, levels: bool = False) -> Encoding:
         """See :class:`Encoder`."""
         device = self.words.weight.device
-        bags = [torch.tensor(hashed_words(text), device=device) for text in view.texts]
+        bags = [_bag(text) for text in view.texts]
         lengths = torch.tensor([len(bag) for bag in bags], device=device)
-        pooled = self.words(torch.cat(bags), lengths.cumsum(0) - lengths)
+        words = torch.from_numpy(np.concatenate(bags)).to(device, torch.int64)
+        pooled = self.words(words, lengths.cumsum(0) - lengths)
         encoding = Encoding(self.head(pooled), levels=(pooled,) if levels else None)
         if not tokens:
             return encoding
-        padded = nn.utils.rnn.pad_sequence(bags, batch_first=True)
+        padded = nn.utils.rnn.pad_sequence(words.split(lengths.tolist()), batch_first=True)
         present = torch.arange(padded.shape[1], device=device) < lengths[:, None]
-        words = self.head(nn.functional.embedding(padded, self.words.weight))
-        return Encoding(encoding.latent, words, present, encoding.levels)
+        each = self.head(nn.functional.embedding(padded, self.words.weight))
+        return Encoding(encoding.latent, each, present, encoding.levels)
