@@ -1,6 +1,8 @@
 """The regression beside the network: read as plain loops read it, fitted as scikit-learn fits it, nothing later."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from test_trajectory import RICH, toy_batch, toy_model
 
+from trajlm import finetuning
 from trajlm import linear_readout as module
 from trajlm.finetuning import readout_weights
 from trajlm.linear_readout import LinearReadout, Readings, clock, fit_linear, most_stays, readings
+from trajlm.reading import Projector
 from trajlm.tasks import build_tasks
 
 LENGTHS = [7, 1, 5, 3]
@@ -43,7 +47,7 @@ def read_by_hand(model, batch, row: int, step: int) -> np.ndarray:
 
 def test_read_outs_are_those_of_a_plain_loop(model):
     batch = toy_batch(LENGTHS)
-    found = model.linear(model.linear_inputs(batch), batch)
+    found = model.linear(model.inputs(batch), batch)
     for row, length in enumerate(LENGTHS):
         for step in range(length):
             expected = read_by_hand(model, batch, row, step)
@@ -53,7 +57,7 @@ def test_read_outs_are_those_of_a_plain_loop(model):
 def test_rows_times_weights_are_the_read_outs(model):
     """What is fitted is what is read."""
     batch = toy_batch(LENGTHS)
-    inputs = model.linear_inputs(batch)
+    inputs = model.inputs(batch)
     rows = model.linear.rows(inputs, batch, batch.present)
     weight = torch.cat([getattr(model.linear, f"weight_{i}") for i in range(3)])
     said = torch.einsum("ri,ick->rck", rows, weight) + model.linear.bias
@@ -63,11 +67,11 @@ def test_rows_times_weights_are_the_read_outs(model):
 
 def test_nothing_later_is_read(model):
     batch = toy_batch([9])
-    early = model.linear(model.linear_inputs(batch), batch)
+    early = model.linear(model.inputs(batch), batch)
     noise = torch.zeros_like(batch.latents)
     noise[:, 5:] = 3.0
     other = replace(batch, latents=batch.latents + noise)
-    late = model.linear(model.linear_inputs(other), other)
+    late = model.linear(model.inputs(other), other)
     assert torch.equal(early[:, :5], late[:, :5])
     assert not torch.allclose(early[:, 5:], late[:, 5:])
 
@@ -75,7 +79,7 @@ def test_nothing_later_is_read(model):
 def test_beliefs_are_the_mean_of_both_and_training_sees_the_network_alone(model):
     batch = toy_batch(LENGTHS)
     both = model(batch).readouts
-    linear = model.linear(model.linear_inputs(batch), batch)
+    linear = model.linear(model.inputs(batch), batch)
     for weight in model.linear.buffers():
         weight.zero_()
     halved = model(batch).readouts
@@ -137,7 +141,7 @@ def test_read_outs_that_are_fitted(model):
     """The last one up to each hour of the grid and the stay's last, weighing what they weigh in the network's loss."""
     batch = toy_batch([12, 4, 1])
     found = readings(
-        model.linear, model.fitted_tasks, np.arange(3), lambda stays: batch, model.linear_inputs,
+        model.linear, model.fitted_tasks, np.arange(3), lambda stays: batch, model.inputs,
         lambda b: readout_weights(model, b, "rising"),
     )  # fmt: skip
     kept = []
@@ -146,7 +150,7 @@ def test_read_outs_that_are_fitted(model):
         last = {int(np.searchsorted(module.FITTED_AT, h)): i for i, h in enumerate(hours)}
         kept += [(row, step) for step in sorted(last.values())]
     assert len(found.inputs) == len(kept)
-    rows = model.linear.rows(model.linear_inputs(batch), batch, batch.present)
+    rows = model.linear.rows(model.inputs(batch), batch, batch.present)
     places = {place: i for i, place in enumerate(map(tuple, batch.present.nonzero().tolist()))}
     assert torch.equal(found.inputs, rows[[places[place] for place in kept]])
     of_stay = torch.tensor([row for row, _ in kept])
@@ -164,3 +168,38 @@ def test_more_stays_than_there_is_room_for_are_drawn_at_random(monkeypatch):
     assert len(set(drawn)) == 50
     assert np.array_equal(drawn, most_stays(linear, stays, 0))
     assert not np.array_equal(drawn, most_stays(linear, stays, 1))
+
+
+def test_it_is_fitted_once_a_run_and_read_by_every_process(tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(work, model, linear):
+        fitted.append(model)
+        for weight in linear.buffers():
+            weight.normal_()
+        return {"stays": 3}
+
+    monkeypatch.setattr(finetuning, "_fitted_linear_readout", fit)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), wait_for_everyone=lambda: None)
+    models = [toy_model(linear=True) for _ in range(3)]
+    for model, main in zip(models, (True, False, True), strict=True):
+        for weight in model.linear.buffers():
+            weight.zero_()
+        work = SimpleNamespace(run=SimpleNamespace(path=tmp_path, main=main), accelerator=accelerator)
+        finetuning._fit_linear_readout(work, model, model.linear)
+    assert fitted == models[:1]
+    assert json.loads((tmp_path / "linear_readout.json").read_text()) == {"stays": 3}
+    for model in models[1:]:
+        for name, weight in models[0].linear.named_buffers():
+            assert weight.any()
+            assert torch.equal(model.linear.get_buffer(name), weight)
+
+
+def test_events_are_coded_once_for_projectors_and_regression(model, monkeypatch):
+    coded = []
+    inputs = Projector.inputs
+    monkeypatch.setattr(Projector, "inputs", lambda self, *read: coded.append(self) or inputs(self, *read))
+    model(toy_batch(LENGTHS))
+    events = [own for own in coded if own in model.projectors.values()]
+    # Once for the events, and once for the missing tokens that stand where a modality was not seen yet.
+    assert len(events) == 2 * len(model.encoders.modalities)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trajlm.adapters import require_learning_adapters
@@ -27,7 +28,7 @@ from trajlm.assemble import build_encoders, build_trajectory_model, load_encoder
 from trajlm.backbones import config_of, describe, starts_at_random
 from trajlm.baselines import scores_of, tabular_beliefs
 from trajlm.cards import finetuning_card
-from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_text
+from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_tensors, write_text
 from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
@@ -250,8 +251,23 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
 
 
 def _fit_linear_readout(work: Finetuning, model: TrajectoryModel, linear: LinearReadout) -> None:
+    """Fit it once a run: the main process does, and all read it, then and when the run goes on.
+
+    A run folder is of one recipe, of these data and encoders alone, so what lies there fits.
+    """
+    path = work.run.path / "checkpoints" / "linear_readout.safetensors"
+    model.to(work.accelerator.device).eval()
+    if work.run.main and not path.exists():
+        told = _fitted_linear_readout(work, model, linear)
+        write_text(work.run.path / "linear_readout.json", json.dumps(told, indent=1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, dict(linear.named_buffers()))
+    work.accelerator.wait_for_everyone()
+    linear.load_state_dict(load_file(path))
+
+
+def _fitted_linear_readout(work: Finetuning, model: TrajectoryModel, linear: LinearReadout) -> dict[str, object]:
     config, device, tasks = work.recipe.finetuning, work.accelerator.device, model.fitted_tasks
-    model.to(device).eval()
 
     def read(stays: np.ndarray, dropout: float) -> Readings:
         def trajectories(some: np.ndarray) -> TrajectoryBatch:
@@ -259,14 +275,12 @@ def _fit_linear_readout(work: Finetuning, model: TrajectoryModel, linear: Linear
             return batch.keep(~random_modality(batch, dropout)) if dropout > 0 else batch
 
         return readings(
-            linear, tasks, stays, trajectories, model.linear_inputs,
+            linear, tasks, stays, trajectories, model.inputs,
             lambda batch: readout_weights(model, batch, config.loss_over),
         )  # fmt: skip
 
     learnt = most_stays(linear, work.splits.train, work.recipe.seed)
-    told = fit_linear(linear, tasks, read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0))
-    if work.run.main:
-        write_text(work.run.path / "linear_readout.json", json.dumps(told, indent=1))
+    return fit_linear(linear, tasks, read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0))
 
 
 @torch.no_grad()

@@ -63,7 +63,11 @@ class Projector(nn.Module):
 
     def forward(self, latents: Tensor, state: Tensor) -> Tensor:
         """float[N, H] of latents float[N, D] and state float[N, V]."""
-        return self.layer(self.dropout(self.inputs(latents, state)))
+        return self.project(self.inputs(latents, state))
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """float[N, H] of float[N, I] that :meth:`inputs` gave."""
+        return self.layer(self.dropout(inputs))
 
     def inputs(self, latents: Tensor, state: Tensor) -> Tensor:
         """float[N, I]: what is read of latents float[N, D] and state float[N, V]."""

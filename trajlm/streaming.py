@@ -213,9 +213,10 @@ class BeliefStreams:
         last = torch.tensor([len(r) - 1 for r in reads], device=order.device)
         # Only the last event's place in its stay is wanted; the newest of each modality before it are read for context.
         places = order[:, None] - last[:, None] + torch.arange(batch.present.shape[1], device=order.device)
-        embedded = model.embed(batch, places.clamp_min(0), self._missing)
+        inputs = model.inputs(batch)
+        embedded = model.embed(batch, places.clamp_min(0), self._missing, inputs)
         newest = torch.arange(len(reads), device=order.device), last
-        direct, embedded = model.direct(batch, embedded)[newest], embedded[newest][:, None]
+        direct, embedded = model.direct(batch, embedded, inputs)[newest], embedded[newest][:, None]
         sequence = torch.cat([embedded, model.predict.expand_as(embedded)], dim=1)
         if fresh:
             sequence = model.behind_prompt(sequence)

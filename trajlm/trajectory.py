@@ -188,19 +188,27 @@ class TrajectoryModel(nn.Module):
         """The tasks, in the order of the read-outs."""
         return [task for task in self.tasks if isinstance(task, Task)]
 
-    def embed(self, batch: TrajectoryBatch, places: Tensor | None = None, missing: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        batch: TrajectoryBatch,
+        places: Tensor | None = None,
+        missing: Tensor | None = None,
+        inputs: list[Tensor] | None = None,
+    ) -> Tensor:
         """float[B, S, H] embeddings of the events; every event goes through its modality's projector.
 
         Args:
             batch: the events.
             places: int64[B, S], how many events of its stay came before each; None counts those of the batch.
             missing: :meth:`missing_tokens`, where they are at hand.
+            inputs: :meth:`inputs`, likewise.
         """
+        inputs = self.inputs(batch) if inputs is None else inputs
         events = self.predict.new_zeros(*batch.present.shape, self.predict.shape[0])
         placed = 0
         for index, name in enumerate(self.encoders.modalities):
             chosen = (batch.modality == index) & batch.present
-            projected = self.projectors[name](batch.latents[chosen], batch.state[chosen])
+            projected = self._projector(name).project(inputs[index])
             if self.newest is None:
                 projected = self.mixers[name](projected)
             events[chosen] = projected.to(events.dtype)
@@ -250,8 +258,9 @@ class TrajectoryModel(nn.Module):
 
     def forward(self, batch: TrajectoryBatch, packed: bool = False) -> TrajectoryOutput:
         """Read timelines; ``packed`` joins them into rows instead of padding each."""
-        events = self.embed(batch)
-        return self.read(events, self.direct(batch, events), batch.present, packed)
+        inputs = self.inputs(batch)
+        events = self.embed(batch, inputs=inputs)
+        return self.read(events, self.direct(batch, events, inputs), batch.present, packed)
 
     def read(self, events: Tensor, direct: Tensor, present: Tensor, packed: bool = False) -> TrajectoryOutput:
         """What :meth:`forward` makes of its events once they are embedded.
@@ -279,21 +288,22 @@ class TrajectoryModel(nn.Module):
         """What the network counts in a read-out; it learns alone, so that the regression leaves it something."""
         return 1.0 if self.linear is None or self.training else 0.5
 
-    def direct(self, batch: TrajectoryBatch, events: Tensor) -> Tensor:
+    def direct(self, batch: TrajectoryBatch, events: Tensor, inputs: list[Tensor] | None = None) -> Tensor:
         """float[B, S, K]: what read-outs take from events past the backbone; zero where they take nothing.
 
         Args:
             batch: the events.
             events: float[B, S, H], as :meth:`embed` returns them.
+            inputs: :meth:`inputs`, where they are at hand.
         """
         found = events.new_zeros(*events.shape[:-1], len(self.targets))
         if self.event_heads:
             found = self._share * torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
         if self.linear is None or self.training:
             return found
-        return found + (1 - self._share) * self.linear(self.linear_inputs(batch), batch)
+        return found + (1 - self._share) * self.linear(self.inputs(batch) if inputs is None else inputs, batch)
 
-    def linear_inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
+    def inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
         """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""
         found = []
         for index, name in enumerate(self.encoders.modalities):
