@@ -20,7 +20,7 @@ from trajlm.encoders import ENCODERS, build_encoder
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.encoders.augment import augment
 from trajlm.encoders.numeric import VALUE_KNOTS, NumericInputs, PiecewiseShares
-from trajlm.encoders.text import BUCKETS, hashed_words
+from trajlm.encoders.text import BUCKETS, bag, hashed_words
 from trajlm.errors import TrajlmError
 from trajlm.schema import FittedFeature, Modality
 from trajlm.views import CarriedState, ImageView, TextView, numeric_view, padded_view
@@ -165,6 +165,14 @@ def test_hashed_words_are_pinned():
     assert hashed_words("EDEMA") == hashed_words("edema")
     assert hashed_words("") == (0,)
     assert hashed_words("left lung") != hashed_words("lung left")
+
+
+def test_a_note_is_remembered_in_two_bytes_a_word():
+    text = "Chest tube in place. " * 300
+    kept = bag(text)
+    assert kept.nbytes == 2 * len(hashed_words(text))
+    assert kept.tolist() == list(hashed_words(text))
+    assert bag(text) is kept
 
 
 # Pictures

@@ -43,6 +43,11 @@ PLAIN_FSDP = {
 }  # fmt: skip
 
 
+# Of one primitive per shape of input; batches rarely share a shape, and 1024 of them, oneDNN's own choice, take memory
+# and keep the heap around them from being given back. A step needs fewer than this.
+PRIMITIVES = 64
+
+
 def make_accelerator(unused_parameters: bool = False) -> Accelerator:
     """The engine; refuses what would run otherwise than asked for.
 
@@ -53,6 +58,7 @@ def make_accelerator(unused_parameters: bool = False) -> Accelerator:
     Args:
         unused_parameters: a batch may leave parameters without gradient (an encoder whose modality nobody holds).
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))  # read when first needed
     _require_plain(PLAIN)
     zero, sharded = _asked("ACCELERATE_USE_DEEPSPEED"), _asked("ACCELERATE_USE_FSDP")
     for name, asked, plain in (("FSDP", sharded, PLAIN_FSDP), ("DeepSpeed", zero, PLAIN_ZERO)):

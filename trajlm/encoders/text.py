@@ -33,8 +33,8 @@ def hashed_words(text: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=2**15)
-def _bag(text: str) -> np.ndarray:
-    """int16[K] of :func:`hashed_words`: as Python numbers, notes would fill gigabytes."""
+def bag(text: str) -> np.ndarray:
+    """int16[K], :func:`hashed_words` of a text, remembered: as Python numbers, notes would fill gigabytes."""
     return np.array(hashed_words(text), dtype=np.int16)
 
 
@@ -53,8 +53,8 @@ class HashedText(Encoder):
     def encode(self, view: TextView, *, tokens: bool = False, levels: bool = False) -> Encoding:
         """See :class:`Encoder`."""
         device = self.words.weight.device
-        bags = [_bag(text) for text in view.texts]
-        lengths = torch.tensor([len(bag) for bag in bags], device=device)
+        bags = [bag(text) for text in view.texts]
+        lengths = torch.tensor([len(kept) for kept in bags], device=device)
         words = torch.from_numpy(np.concatenate(bags)).to(device, torch.int64)
         pooled = self.words(words, lengths.cumsum(0) - lengths)
         encoding = Encoding(self.head(pooled), levels=(pooled,) if levels else None)
