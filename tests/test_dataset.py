@@ -71,10 +71,14 @@ def test_numeric_views_equal_a_plain_recomputation(prepared, records, features, 
         mine = [row for row in records[stay] if row["modality"] == modality]
         steps = expected_steps(mine, features)
         assert whole.steps[i].sum() == len(steps)
+        so_far: dict[int, list[float]] = {f: [] for f in ids}
         for step, (values, last, hour) in enumerate(steps):
+            for f, value in values.items():
+                so_far[f].append(value)
             dense = np.array([values.get(f, 0.0) for f in ids])
             state = [last[f][0] if f in last else 0.0 for f in ids] + [float(f in last) for f in ids]
             state += [math.log(1 + hour - last[f][1]) if f in last else 0.0 for f in ids]
+            state += [float(np.mean(so_far[f])) if so_far[f] else 0.0 for f in ids]
             for view, at in ((whole, (i, step)), (events, (place, 0))):
                 assert np.allclose(view.values[at], dense, atol=1e-5)
                 assert view.observed[at].tolist() == [f in values for f in ids]

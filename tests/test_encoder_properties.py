@@ -18,7 +18,7 @@ from trajlm.encoders.base import Encoder, Encoding
 from trajlm.encoders.numeric import InputScale
 from trajlm.encoders.triplets import MuFuse, Triplets, triplets_of
 from trajlm.errors import TrajlmError
-from trajlm.views import NumericView, Standardiser, TextView, signed_log
+from trajlm.views import STATE_PARTS, NumericView, Standardiser, TextView, signed_log
 
 NUMERIC = [name for name, (kind, _) in ENCODERS.items() if kind == "numeric"]
 CARRYING = [name for name in NUMERIC if name != "mufuse"]
@@ -142,8 +142,8 @@ def test_what_was_not_observed_is_never_read(name, scale, lengths):
     """Neither the raw value of an unobserved entry, nor the state of a feature never seen, nor anything at padding."""
     model, view = build("numeric", name, replace(CONFIG, values=scale)), random_view(lengths)
     padding = ~view.steps[..., None]
-    never = view.state.chunk(3, dim=-1)[1] == 0
-    hidden = torch.cat([never, torch.zeros_like(never), never], dim=-1) | padding
+    never = view.state.chunk(STATE_PARTS, dim=-1)[1] == 0
+    hidden = torch.cat([never, torch.zeros_like(never), never, torch.ones_like(never)], dim=-1) | padding
     noisy = replace(
         view,
         values=view.values.masked_fill(~view.observed | padding, float("nan")),
@@ -257,7 +257,7 @@ def test_a_token_of_the_mlp_is_the_latent_of_its_feature_alone(state):
     for feature in range(FEATURES):
         only = torch.zeros(FEATURES, dtype=torch.bool)
         only[feature] = True
-        alone = replace(view, observed=view.observed & only, state=view.state * only.repeat(3))
+        alone = replace(view, observed=view.observed & only, state=view.state * only.repeat(STATE_PARTS))
         with torch.no_grad():
             latent = model(alone)
         known = found.token_present[:, feature]

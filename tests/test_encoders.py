@@ -114,6 +114,8 @@ def test_single_steps_are_what_a_stream_would_see(steps, seed):
         expected = [last[f][0] if f in last else 0.0 for f in range(FEATURES)]
         expected += [float(f in last) for f in range(FEATURES)]
         expected += [np.log1p(hours[step] - last[f][1]) if f in last else 0.0 for f in range(FEATURES)]
+        seen = [values[: step + 1, f][observed[: step + 1, f]] for f in range(FEATURES)]
+        expected += [float(own.mean()) if len(own) else 0.0 for own in seen]
         assert np.allclose(events.state[step, 0], expected, atol=1e-6)
         carried = carried.advance(values[step], observed[step], np.array(hours[step]))
         assert np.array_equal(carried.features(np.array(hours[step])), events.state[step, 0].numpy())

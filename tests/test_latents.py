@@ -18,7 +18,7 @@ from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
 from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import Latents, cache_latents
-from trajlm.views import CarriedState
+from trajlm.views import STATE_PARTS, CarriedState
 
 
 def key_of(prepared: Prepared, encoders) -> str:
@@ -58,7 +58,7 @@ def test_states_are_bit_for_bit_those_of_the_events(prepared, cached, model):
                 hours = np.array(event.hours_since_admission)
                 before = states.get(event.modality, CarriedState.unobserved(values.shape[1]))
                 states[event.modality] = state = before.advance(values[0], observed[0], hours)
-                expected[: 3 * values.shape[1]] = state.features(hours)
+                expected[: STATE_PARTS * values.shape[1]] = state.features(hours)
                 carried += 1
             assert np.array_equal(batch.state[row, step].numpy(), expected)
     assert carried > 100

@@ -25,13 +25,15 @@ from trajlm.latents import TrajectoryBatch, fits
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel, event_view, interleave
+from trajlm.views import STATE_PARTS
 
 BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH = 8
-STATE = 9  # three numbers for each of the three laboratory features
+STATE = 3 * STATE_PARTS  # of each of the three laboratory features
 PAPER = {"context": "own", "inputs": "latent", "readout": "predict", "linear": False}
-RICH = {"context": "newest", "inputs": "latent_and_state", "readout": "predict_and_event", "linear": True}
+RICH = {"context": "newest", "inputs": "latent_and_state", "running_mean": True}
+RICH |= {"readout": "predict_and_event", "linear": True}
 HISTORY = RICH | {"reach": "both"}
 
 

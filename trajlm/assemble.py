@@ -97,6 +97,7 @@ def _reading(config: FinetuningConfig) -> dict[str, Any]:
         "reach": config.event_latents,
         "context": config.event_context,
         "inputs": config.event_inputs,
+        "running_mean": config.running_mean,
         "readout": config.readout,
         "linear": config.linear_readout,
         "dropout": config.dropout,

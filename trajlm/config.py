@@ -279,6 +279,8 @@ class FinetuningConfig:
         event_inputs: latent shows the backbone the frozen encoder's latent (the paper); latent_and_state shows the
             carried-forward values behind it as well, as piecewise linear codes; state shows those values alone where a
             modality is numeric, which spares the backbone latents of encoders that were never pretrained.
+        running_mean: show the backbone beside every carried-forward value also the mean of the feature's values so far:
+            a level that one odd measurement does not hide.
         readout: predict reads a belief from its [PREDICT] position alone (the paper); predict_and_event adds a direct
             read-out of the event's embedding, so that the backbone need only learn what history adds.
         linear_readout: fit a regression of the newest event of every modality as well, penalised so that its loss on
@@ -328,6 +330,7 @@ class FinetuningConfig:
     event_context: Literal["own", "newest"] = "newest"
     event_latents: Literal["own", "history", "both"] = "both"
     event_inputs: Literal["latent", "latent_and_state", "state"] = "latent_and_state"
+    running_mean: bool = True
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     linear_readout: bool = False
     dropout: float = 0.3

@@ -41,7 +41,7 @@ SEEDLESS = ("logistic", "severity")  # baselines that draw nothing at random
 SEQUENCE_ALONE = {"finetuning." + name for name in (
     "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
     "weight_averaging", "modality_dropout", "loss_over", "event_context", "event_inputs", "readout", "dropout",
-    "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
+    "running_mean", "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
 )}  # fmt: skip
 
 

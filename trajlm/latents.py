@@ -18,7 +18,7 @@ from trajlm.columns import ColumnWriter, column_folder, open_column, read_note
 from trajlm.dataset import ModalityStore, Prepared
 from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
-from trajlm.views import NumericView, View, carried_forward, runs
+from trajlm.views import STATE_PARTS, NumericView, View, carried_forward, runs
 
 CHUNK = 64  # stays encoded at once
 EVENTS_AT_ONCE = 500_000  # about so many are read from the prepared folder at once
@@ -203,14 +203,14 @@ class Latents:
             rows: int[N], events of stays from their beginning on, stay after stay.
             first: int[N], where in ``rows`` the event's stay begins.
         """
-        state = np.zeros((len(rows), 3 * max(self._features)), dtype=np.float32)
+        state = np.zeros((len(rows), STATE_PARTS * max(self._features)), dtype=np.float32)
         kinds = self.modality[rows]
         for index, width in enumerate(self._features):
             own = np.flatnonzero(kinds == index)
             if width and len(own):
                 values, observed = self._dense(rows[own], width)
                 begins = np.searchsorted(own, first[own])
-                state[own, : 3 * width] = carried_forward(values, observed, self.hours[rows[own]], begins)
+                state[own, : STATE_PARTS * width] = carried_forward(values, observed, self.hours[rows[own]], begins)
         return state
 
     def _dense(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

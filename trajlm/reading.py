@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trajlm.encoders.numeric import AGE_KNOTS, OUTERMOST, VALUE_KNOTS, PiecewiseShares
+from trajlm.views import STATE_PARTS
 
 
 class WaveEncoding(nn.Module):
@@ -49,15 +50,24 @@ class Projector(nn.Module):
         latent_width: D.
         features: F of the modality whose state is read; 0 reads the latent alone.
         reads_latent: False reads the state alone.
+        reads_mean: True reads of the state also the mean of every feature's values so far.
         width: H.
         input_dropout: in training, share of inputs left out.
     """
 
-    def __init__(self, latent_width: int, features: int, reads_latent: bool, width: int, input_dropout: float) -> None:
+    def __init__(
+        self,
+        latent_width: int,
+        features: int,
+        reads_latent: bool,
+        reads_mean: bool,
+        width: int,
+        input_dropout: float,
+    ) -> None:
         super().__init__()
-        self.features, self.reads_latent = features, reads_latent
+        self.features, self.reads_latent, self.reads_mean = features, reads_latent, reads_mean
         self.values, self.ages = PiecewiseShares(VALUE_KNOTS), PiecewiseShares(AGE_KNOTS)
-        coded = features * (3 + self.values.shares + self.ages.shares)
+        coded = features * (3 + self.values.shares + self.ages.shares + reads_mean * (1 + self.values.shares))
         self.dropout = nn.Dropout(input_dropout)
         self.layer = nn.Linear(latent_width * reads_latent + coded, width)
 
@@ -73,10 +83,12 @@ class Projector(nn.Module):
         """float[N, I]: what is read of latents float[N, D] and state float[N, V]."""
         parts = [latents] if self.reads_latent else []
         if self.features:
-            known = state[:, : 3 * self.features].clamp(-OUTERMOST, OUTERMOST)
-            value, ever, since = known.chunk(3, dim=-1)
-            shares = self.values(value) * ever.repeat_interleave(self.values.shares, dim=-1)
-            parts += [known, shares, self.ages(since)]
+            known = state[:, : STATE_PARTS * self.features].clamp(-OUTERMOST, OUTERMOST)
+            value, ever, since, mean = known.chunk(STATE_PARTS, dim=-1)
+            seen = ever.repeat_interleave(self.values.shares, dim=-1)
+            parts += [value, ever, since, self.values(value) * seen, self.ages(since)]
+            if self.reads_mean:
+                parts += [mean, self.values(mean) * seen]
         return torch.cat(parts, dim=-1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trajlm.trajectory import TrajectoryModel, measured, payload_view
 from trajlm.views import CarriedState, NumericView, View
 
 STATE, TENSORS = "stream.json", "stream.safetensors"
+CARRIED = fields(CarriedState)
 
 
 @dataclass
@@ -250,8 +251,7 @@ class BeliefStreams:
                 held |= {f"newest.{name}.latent": read.latent, f"newest.{name}.state": read.state}
                 held |= {f"newest.{name}.after.{i}": tensor for i, tensor in enumerate(read.after)}
             for name, state in stay.carried.items():
-                held |= {f"carried.{name}.value": torch.from_numpy(state.value)}
-                held |= {f"carried.{name}.last_hours": torch.from_numpy(state.last_hours)}
+                held |= {f"carried.{name}.{f.name}": torch.from_numpy(getattr(state, f.name)) for f in CARRIED}
             tensors |= {f"{stay_id}/{name}": tensor for name, tensor in held.items()}
         write_tensors(folder / TENSORS, tensors)
         write_text(folder / STATE, json.dumps({"model": model_fingerprint(self.model), "stays": told}, indent=1))
@@ -287,8 +287,7 @@ def _restored(slot: int, told: dict[str, Any], tensors: dict[str, Tensor]) -> _S
         own = tuple(tensors[key] for key in after)
         stay.newest[name] = _Read(latent, state, entry["index"], entry["hours"], own)
     for name in told["carried"]:
-        value, hours = (tensors[f"carried.{name}.{part}"].cpu().numpy() for part in ("value", "last_hours"))
-        stay.carried[name] = CarriedState(value, hours)
+        stay.carried[name] = CarriedState(*(tensors[f"carried.{name}.{f.name}"].cpu().numpy() for f in CARRIED))
     return stay
 
 

@@ -82,6 +82,7 @@ class TrajectoryModel(nn.Module):
         context: what an event brings along: nothing (own) or the newest event of every other modality (newest).
         inputs: what of an event is read: its latent, its latent and its carried-forward state (latent_and_state), or
             its state alone where it has one (state).
+        running_mean: of a state read the mean of every feature's values so far as well.
         readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
         linear: outside training, average the read-outs with those of a regression (:mod:`trajlm.linear_readout`).
         dropout: on events and read-outs, in training.
@@ -110,6 +111,7 @@ class TrajectoryModel(nn.Module):
         context: str = "own",
         reach: Reach = "own",
         inputs: str = "latent",
+        running_mean: bool = False,
         readout: str = "predict",
         linear: bool = False,
         dropout: float = 0.0,
@@ -123,7 +125,8 @@ class TrajectoryModel(nn.Module):
         self.reading = {
             "time_encoding": time_encoding, "modality_embedding": modality_embedding, "prompt_ids": list(prompt_ids),
             "readout_at": readout_at, "landmarks": list(landmarks), "context": context, "inputs": inputs,
-            "readout": readout, "linear": linear, "max_events": max_events, "predict_visible": predict_visible,
+            "running_mean": running_mean, "readout": readout, "linear": linear, "max_events": max_events,
+            "predict_visible": predict_visible,
         }  # fmt: skip
         if prompt_ids and not predict_visible:
             raise TrajlmError("finetuning.prompt: not with finetuning.predict_visible false; leave one of them out")
@@ -139,6 +142,7 @@ class TrajectoryModel(nn.Module):
                     encoders.event_width(reach),
                     encoders.features[m] if inputs != "latent" else 0,
                     inputs != "state" or not encoders.features[m],
+                    running_mean,
                     width,
                     input_dropout,
                 )

@@ -6,6 +6,7 @@ single event are the same view with more or fewer steps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,33 +36,45 @@ class Standardiser:
         return np.where(self._category[columns], values, scaled).astype(np.float32)
 
 
+STATE_PARTS = 4  # last value, whether ever observed, log(1 + hours since), mean of the values so far
+
+
 @dataclass
 class CarriedState:
-    """The last known value of every feature of a modality, carried forward (method 6).
+    """The last known value of every feature of a modality, carried forward (method 6), and the mean so far beside it.
 
     Attributes:
         value: float32[..., F], standardised; 0 where never observed.
         last_hours: float64[..., F], hours since admission of that value; NaN where never observed.
+        total: float64[..., F], sum of the values so far.
+        count: int64[..., F], how many they were.
     """
 
     value: np.ndarray
     last_hours: np.ndarray
+    total: np.ndarray
+    count: np.ndarray
 
     @classmethod
     def unobserved(cls, *shape: int) -> CarriedState:
         """Nothing known yet, for features of this shape ``[..., F]``."""
-        return cls(np.zeros(shape, dtype=np.float32), np.full(shape, np.nan))
+        return cls(np.zeros(shape, np.float32), np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, np.int64))
 
     def advance(self, values: np.ndarray, observed: np.ndarray, hours: np.ndarray) -> CarriedState:
         """The state after a step of ``values`` and ``observed`` [..., F] at ``hours`` [...]."""
-        value = np.where(observed, values, self.value)
-        return CarriedState(value, np.where(observed, hours[..., None], self.last_hours))
+        return CarriedState(
+            np.where(observed, values, self.value),
+            np.where(observed, hours[..., None], self.last_hours),
+            self.total + np.where(observed, values, 0.0),
+            self.count + observed,
+        )
 
     def features(self, hours: np.ndarray) -> np.ndarray:
-        """float32[..., 3F]: last value, whether ever observed, and log(1 + hours since) as of ``hours``."""
+        """float32[..., 4F]: last value, whether ever observed, log(1 + hours since) as of ``hours``, mean so far."""
         ever = ~np.isnan(self.last_hours)
         since = np.log1p(np.where(ever, hours[..., None] - self.last_hours, 0.0))
-        return np.concatenate([self.value, ever, since], axis=-1).astype(np.float32)
+        mean = self.total / np.maximum(self.count, 1)
+        return np.concatenate([self.value, ever, since, mean], axis=-1).astype(np.float32)
 
 
 def runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -85,19 +98,27 @@ def carried_forward(
         rows: int[K], events whose state is asked for. None: all of them.
 
     Returns:
-        float32[K, 3F].
+        float32[K, 4F].
     """
+    begins = np.unique(first)
     row = np.arange(len(values), dtype=np.int32)[:, None]
     last = np.maximum.accumulate(np.where(observed, row, np.int32(-1)), axis=0)
     if rows is not None:
         row, last, first = row[rows], last[rows], first[rows]
     ever = last >= first[:, None]
     last = np.where(ever, last, row)
-    state = np.empty((len(last), 3, values.shape[1]), dtype=np.float32)
+    total, count = np.where(observed, values, np.float64(0)), observed.astype(np.int32)
+    for begin, end in itertools.pairwise([*begins, len(values)]):  # in a stream's order: equal to its last bit
+        for counted in (total, count):
+            np.cumsum(counted[begin:end], axis=0, out=counted[begin:end])
+    if rows is not None:
+        total, count = total[rows], count[rows]
+    state = np.empty((len(last), STATE_PARTS, values.shape[1]), dtype=np.float32)
     state[:, 0] = np.where(ever, np.take_along_axis(values, last, axis=0), np.float32(0))
     state[:, 1] = ever
     # Where nothing was observed the last event is the event itself, no hours ago.
     state[:, 2] = np.log1p(hours[row] - hours[last])
+    state[:, 3] = total / np.maximum(count, 1)
     return state.reshape(len(last), -1)
 
 
@@ -108,7 +129,7 @@ class NumericView:
     Attributes:
         values: float32[N, S, F], standardised; 0 where not observed.
         observed: bool[N, S, F].
-        state: float32[N, S, 3F], carried-forward state after each step.
+        state: float32[N, S, 4F], carried-forward state after each step (:class:`CarriedState`).
         hours: float32[N, S], hours since admission.
         steps: bool[N, S], False for padding, where nothing is observed.
     """
@@ -121,7 +142,7 @@ class NumericView:
 
     def __post_init__(self) -> None:
         n, s, f = self.values.shape
-        expected = {"observed": (n, s, f), "state": (n, s, 3 * f), "hours": (n, s), "steps": (n, s)}
+        expected = {"observed": (n, s, f), "state": (n, s, STATE_PARTS * f), "hours": (n, s), "steps": (n, s)}
         for name, shape in expected.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"numeric view: expected {name} of shape {shape}, came {getattr(self, name).shape}")
@@ -207,7 +228,7 @@ def padded_view(
     n, s, f = *steps.shape, values.shape[1]
     padded = np.zeros((n, s, f), dtype=np.float32)
     mask = np.zeros((n, s, f), dtype=bool)
-    state = np.zeros((n, s, 3 * f), dtype=np.float32)
+    state = np.zeros((n, s, STATE_PARTS * f), dtype=np.float32)
     # Beyond an input's last step time stands still; nothing else is there.
     clock = np.repeat(hours[ends - 1, None], s, axis=1).astype(np.float32)
     begins = np.repeat(ends - lengths, lengths)

@@ -15,7 +15,7 @@ from trajlm.encoders import build_encoder
 from trajlm.encoders.base import Encoding
 from trajlm.encoders.numeric import last_step
 from trajlm.schema import FittedFeature, Modality
-from trajlm.views import NumericView, View, single_events
+from trajlm.views import STATE_PARTS, NumericView, View, single_events
 
 Reach = Literal["own", "history", "both"]
 
@@ -43,7 +43,7 @@ class AlignedEncoders(nn.Module):
     @property
     def state_width(self) -> int:
         """Width V of :meth:`carried_state`: what the modality with the most features needs."""
-        return 3 * max(self.features.values())
+        return STATE_PARTS * max(self.features.values())
 
     def carried_state(self, view: View) -> Tensor:
         """float[N, V]: the carried-forward state after the last step of N inputs; zero beyond the modality's own.

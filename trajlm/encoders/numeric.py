@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trajlm.config import EncoderConfig
 from trajlm.schema import FittedFeature
-from trajlm.views import NumericView
+from trajlm.views import STATE_PARTS, NumericView
 
 # In training deviations of the signed log; close where values are common. The outer intervals are wide, so that a slip
 # of a sensor saturates instead of drowning everything else.
@@ -100,12 +100,12 @@ class NumericInputs(nn.Module):
         self.width = len(features) * self.per_feature
 
     def forward(self, values: Tensor, observed: Tensor, state: Tensor) -> Tensor:
-        """float[..., F, K] of values float[..., F], observed bool[..., F] and state float[..., 3F]."""
+        """float[..., F, K] of values float[..., F], observed bool[..., F] and state float[..., 4F]."""
         scaled = self.scale(values, observed)
         parts = [scaled, observed.to(values.dtype)]
         known = scaled
         if self.state:
-            last, ever, since = state.chunk(3, dim=-1)
+            last, ever, since, _ = state.chunk(STATE_PARTS, dim=-1)
             seen = ever > 0
             known, since = self.scale(last, seen), since.masked_fill(~seen, 0.0)
             parts += [known, seen.to(values.dtype), since]

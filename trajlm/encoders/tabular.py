@@ -11,7 +11,7 @@ from trajlm.config import EncoderConfig
 from trajlm.encoders.base import Encoder, Encoding
 from trajlm.encoders.numeric import NumericInputs, last_step
 from trajlm.schema import FittedFeature
-from trajlm.views import NumericView
+from trajlm.views import STATE_PARTS, NumericView
 
 
 class TabularMLP(Encoder):
@@ -49,5 +49,5 @@ class TabularMLP(Encoder):
             return encoding
         weight = self.first.weight.unflatten(1, rows.shape[1:])
         alone = torch.einsum("nfk,hfk->nfh", rows, weight) + self.first.bias
-        known = (counts > 0) | (state.chunk(3, dim=-1)[1] > 0) if self.inputs.state else counts > 0
+        known = (counts > 0) | (state.chunk(STATE_PARTS, dim=-1)[1] > 0) if self.inputs.state else counts > 0
         return Encoding(encoding.latent, self.last(self.hidden(alone)), known, encoding.levels)

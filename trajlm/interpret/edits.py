@@ -19,7 +19,7 @@ from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch
 from trajlm.reading import newest_position
 from trajlm.trajectory import TrajectoryModel
-from trajlm.views import NumericView
+from trajlm.views import STATE_PARTS, NumericView
 
 How = Literal["removed", "missing_token"]
 Carried = Literal["forgotten", "kept"]
@@ -135,16 +135,19 @@ def _check_ties(batch: TrajectoryBatch, own: Tensor, chosen: Tensor, index: int,
 
 def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> NumericView:
     """The stays with events of ``kept`` bool[B, S], as series of these events alone and of what they carry forward."""
-    value, ever, since = batch.state[..., : 3 * features].split(features, dim=-1)
+    value, ever, since, _ = batch.state[..., : STATE_PARTS * features].split(features, dim=-1)
     # An event measured what it carries with an age of exactly zero.
     observed = (ever > 0) & (since == 0) & own[..., None]
+    counted = observed & kept[..., None]
     place = torch.arange(own.shape[1], device=own.device)[None, :, None].expand_as(observed)
-    source = torch.where(observed & kept[..., None], place, -1).cummax(dim=1).values
+    source = torch.where(counted, place, -1).cummax(dim=1).values
     known, at = source >= 0, source.clamp_min(0)
     last = batch.hours[..., None].expand(-1, -1, features).gather(1, at)
     age = torch.log1p(torch.where(known, batch.hours[..., None] - last, 0.0)).to(value.dtype)
     values = torch.where(known, value.gather(1, at), 0.0)
-    state = torch.cat([values, known.to(value.dtype), age], dim=-1)
+    total = torch.where(counted, value, 0.0).double().cumsum(dim=1)
+    mean = (total / counted.cumsum(dim=1).clamp_min(1)).to(value.dtype)
+    state = torch.cat([values, known.to(value.dtype), age, mean], dim=-1)
     stays = kept.any(dim=1)
     count = kept[stays].sum(dim=1, keepdim=True)
     # Kept events first, in order; beyond them the last one, so that time stands still there.
