@@ -21,6 +21,7 @@ ORDER = [
     ["shards"],
     ["prepare"],
     ["views", "audit"],
+    ["inputs"],
     ["dataset"],
     ["alignment", "distributed", "retrieval", "gradcache"],
     ["objectives"],

@@ -24,7 +24,7 @@ from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import build_tasks
-from trajlm.trajectory import TrajectoryModel, event_view, interleave
+from trajlm.trajectory import TrajectoryModel, interleave
 from trajlm.views import STATE_PARTS
 
 BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
@@ -216,7 +216,7 @@ def test_streaming_carries_state_between_events():
             stream.push(event)
         states.append(stream.streams._stays[0].carried["labs"].value)
         batch = model.encode_timeline(timeline_of([*history, last]))
-        alone = model.encoders.encode("labs", event_view(model.readers["labs"], [last]))
+        alone = model.encoders.encode("labs", model.readers["labs"].event_view([last]))
         assert not torch.allclose(batch.latents[0, -1], alone[0])
     assert not np.allclose(*states)
 

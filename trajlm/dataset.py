@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trajlm.errors import TrajlmError
+from trajlm.inputs import InputReader
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
-from trajlm.views import ImageView, NumericView, Standardiser, TextView, View, ViewMix, padded_view, runs
+from trajlm.views import ImageView, NumericView, TextView, View, ViewMix, padded_view, runs
 
 
 @dataclass
@@ -74,54 +73,6 @@ class StayBatch:
             return self
         views = {name: view.to(device) for name, view in self.views.items()}
         return StayBatch(self.stay_ids.to(device), self.present.to(device), self.modalities, views)
-
-
-class InputReader:
-    """Events of one modality to encoder inputs: standardised numbers, text, pixels.
-
-    Everything that turns a raw value into a tensor is here, for batches of a prepared folder and for single events that
-    a user streams.
-    """
-
-    def __init__(self, modality: Modality, features: Sequence[FittedFeature], image_pixels: int) -> None:
-        self.modality = modality
-        self.features = tuple(f for f in features if f.modality == modality.name)
-        self.image_pixels = image_pixels
-        self._first_id = self.features[0].feature_id if self.features else 0
-        self._standardise = Standardiser(self.features)
-
-    def columns(self, feature_ids: np.ndarray) -> np.ndarray:
-        """Position of each feature id within the modality; an id of another modality is an error."""
-        columns = np.asarray(feature_ids, dtype=np.int64) - self._first_id
-        if columns.size and (columns.min() < 0 or columns.max() >= len(self.features)):
-            raise TrajlmError(f"an event of {self.modality.name} holds a feature id of another modality")
-        return columns
-
-    def dense(self, lengths: np.ndarray, feature_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ragged measurements to float32[E, F] standardised values and bool[E, F] observed.
-
-        Args:
-            lengths: int[E], measurements of each event.
-            feature_ids, values: int[K], float[K] of all events, one after another.
-        """
-        columns = self.columns(feature_ids)
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        dense = np.zeros((len(lengths), len(self.features)), dtype=np.float32)
-        observed = np.zeros(dense.shape, dtype=bool)
-        dense[rows, columns] = self._standardise(np.asarray(values), columns)
-        observed[rows, columns] = True
-        return dense, observed
-
-    def pixels(self, image: bytes) -> np.ndarray:
-        """uint8[P, P] of an encoded picture."""
-        with Image.open(io.BytesIO(image)) as picture:
-            grey = picture.convert("L")
-            if grey.size != (self.image_pixels, self.image_pixels):
-                raise TrajlmError(
-                    f"a picture of {self.modality.name} has {grey.size[0]} x {grey.size[1]} pixels, expected "
-                    f"{self.image_pixels} x {self.image_pixels} (prepare.image_pixels)"
-                )
-            return np.asarray(grey, dtype=np.uint8)
 
 
 class ModalityStore:

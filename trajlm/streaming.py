@@ -18,7 +18,7 @@ from trajlm.checkpoint import fingerprint, write_tensors, write_text
 from trajlm.errors import TrajlmError
 from trajlm.latents import TrajectoryBatch
 from trajlm.schema import Event
-from trajlm.trajectory import TrajectoryModel, measured, payload_view
+from trajlm.trajectory import TrajectoryModel
 from trajlm.views import CarriedState, NumericView, View
 
 STATE, TENSORS = "stream.json", "stream.safetensors"
@@ -168,8 +168,8 @@ class BeliefStreams:
     def _view(self, name: str, stays: list[int], events: Sequence[Event]) -> _Seen:
         reader = self.model.readers[name]
         if reader.modality.kind != "numeric":
-            return _Seen(stays, payload_view(reader, events), [])
-        values, observed, hours = measured(reader, events)
+            return _Seen(stays, reader.payload_view(events), [])
+        values, observed, hours = reader.measured(events)
         carried = []
         for row, stay_id in enumerate(stays):
             held = self._stays[stay_id].carried if stay_id in self._stays else {}

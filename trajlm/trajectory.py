@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from trajlm.backbones import hidden_width, text_config, token_embeddings, traits, use_attention
-from trajlm.dataset import InputReader
 from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
+from trajlm.inputs import InputReader
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.linear_readout import LinearReadout
 from trajlm.packing import SequenceReader
 from trajlm.reading import NewestFusion, Projector, WaveEncoding, counted_readouts, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import Task, targets_at
-from trajlm.views import ImageView, TextView, View, numeric_view, single_events
+from trajlm.views import single_events
 
 if TYPE_CHECKING:
     from trajlm.streaming import BeliefStream, BeliefStreams
@@ -358,7 +358,7 @@ class TrajectoryModel(nn.Module):
         for name in self.encoders.modalities:
             rows = [i for i, event in enumerate(events) if event.modality == name]
             if rows:
-                view = event_view(self.readers[name], [events[i] for i in rows]).to(device)
+                view = self.readers[name].event_view([events[i] for i in rows]).to(device)
                 latents[rows] = self.encoders.event_latents(name, view, self.reach)
                 state[rows] = self.encoders.carried_state(single_events(view))
         return latents, state
@@ -438,29 +438,6 @@ def _head(width: int, dropout: float) -> nn.Sequential:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
-
-
-def event_view(reader: InputReader, events: Sequence[Event]) -> View:
-    """Events of one modality of one stay, in order: numbers as the steps of one input, the others each as their own."""
-    if reader.modality.kind != "numeric":
-        return payload_view(reader, events)
-    values, observed, hours = measured(reader, events)
-    return numeric_view([values], [observed], [hours])
-
-
-def payload_view(reader: InputReader, events: Sequence[Event]) -> TextView | ImageView:
-    """Notes or pictures, each an input of its own."""
-    if reader.modality.kind == "text":
-        return TextView([str(event.text) for event in events])
-    return ImageView(torch.from_numpy(np.stack([reader.pixels(event.image or b"") for event in events])))
-
-
-def measured(reader: InputReader, events: Sequence[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32[E, F] standardised values, bool[E, F] whether observed and float64[E] hours of E numeric events."""
-    lengths = np.array([len(event.values) for event in events])
-    ids = np.concatenate([event.feature_ids for event in events])
-    values, observed = reader.dense(lengths, ids, np.concatenate([event.values for event in events]))
-    return values, observed, np.array([event.hours_since_admission for event in events])
 
 
 def inputs_json(model: TrajectoryModel) -> str:
