@@ -219,8 +219,9 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, together):
     rest = Recorder(out / "two-then-one", make_accelerator())
     rest.trainer.fit()
     for mine in said:
-        np.testing.assert_allclose(mine["rest"], alone.losses[CUT:], rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose([*mine["cut"], *rest.losses], alone.losses, rtol=1e-6, atol=1e-6)
+        # Steps of several processes round differently, and what they round grows with each step.
+        np.testing.assert_allclose(mine["rest"], alone.losses[CUT:], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose([*mine["cut"], *rest.losses], alone.losses, rtol=1e-5, atol=1e-6)
 
 
 def test_a_sick_stay_stops_every_process_and_is_named_by_all(together):

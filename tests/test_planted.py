@@ -25,7 +25,7 @@ from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel
 
-STEPS, BATCH = 200, 24  # at 60 the share of attention does not tell yet, though beliefs follow what was planted
+STEPS, BATCH = 200, 24
 
 
 def planted_outcomes(raw: Path, prepared: Prepared, planted: str) -> np.ndarray:
@@ -107,20 +107,19 @@ def test_the_audit_finds_who_leans_on_demographics(audits):
     assert drift["demographics"]["low"] > drift["severity"]["high"]
 
 
-def test_attention_tells_who_leans_on_demographics_in_one_of_the_layers(audits):
-    """The share on demographics is larger in some layer where they decide.
+def test_knocking_demographics_out_tells_who_leans_on_them(audits):
+    """A belief moves where read-outs may no longer attend to demographics that decide, and not where they do not.
 
-    In which one, training decides: what the first layer has fetched, the last one need not look for. So the last
-    layer's share alone does not always tell the two models apart, while drift does.
+    How much attention falls on demographics tells less: in some trainings about as much does where they decide nothing.
     """
-    largest = {}
+    moved = {planted: [] for planted in audits}
     for planted, (model, batch, _) in audits.items():
-        shares = [
-            cohort_ablation(model, [batch], [], layer)["static_share"].drop_nulls().to_numpy() for layer in (0, 1)
-        ]
-        largest[planted] = max(shares, key=lambda of: of.mean())
-    spread = max(np.std(of) / np.sqrt(len(of)) for of in largest.values())
-    assert largest["demographics"].mean() > largest["severity"].mean() + 4 * spread
+        for row in range(12):
+            one = batch.select(torch.tensor([row]))
+            table = event_importance(model, one.keep(one.present), "mortality")
+            moved[planted].append(table.filter(pl.col("modality") == "demographics")["knock_out"].abs().max())
+    assert np.mean(moved["demographics"]) > 10 * np.mean(moved["severity"])
+    assert np.mean(moved["demographics"]) > 0.05
 
 
 def test_interventions_find_the_planted_cause_in_a_stay(audits):
