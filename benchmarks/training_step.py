@@ -141,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="prepared folder")
     parser.add_argument("--backbones", nargs="+", default=["tiny", "small", "smollm2-135m"])
+    parser.add_argument("--batchings", nargs="+", choices=BATCHINGS, default=list(BATCHINGS))
     parser.add_argument("--stays", type=int, default=1024, help="training stays to draw batches from")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--batches", type=int, default=6, help="batches timed, after one that is not")
@@ -149,8 +150,9 @@ def main() -> None:
     lines = [
         "# A training step beside the bare backbone",
         "",
-        f"`python benchmarks/training_step.py --data PREPARED --backbones {' '.join(arguments.backbones)} --batches "
-        f"{arguments.batches} --batch-size {arguments.batch_size}`, {machine()}, {torch.get_num_threads()} used. "
+        f"`python benchmarks/training_step.py --data PREPARED --backbones {' '.join(arguments.backbones)} --batchings "
+        f"{' '.join(arguments.batchings)} --batches {arguments.batches} --batch-size {arguments.batch_size}`, "
+        f"{machine()}, {torch.get_num_threads()} used. "
         "PhysioNet 2012 set A, defaults of `FinetuningConfig`, no modality dropout. Padding is of an epoch; speed is "
         "of positions that hold an event or a [PREDICT], per second of the processor; the last column is it over the "
         "bare backbone's.",
@@ -161,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.data, Path(folder), arguments.stays, arguments.batch_size)
         for name in arguments.backbones:
-            for batching in BATCHINGS:
+            for batching in arguments.batchings:
                 lines.append(bench.row(name, batching, arguments.batches))
                 print(lines[-1], flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
