@@ -105,7 +105,7 @@ def _by_landmark(report: Report, target: TargetInfo) -> Figure:
     unit = f" ({target.unit})" if wanted == "mae" and target.unit else ""
     spec = figure_spec(
         traces,
-        340,
+        300 + 20 * len(traces),  # the legend has a line for every arm
         shapes=chance,
         xaxis={
             "tickvals": list(range(len(landmarks))),
