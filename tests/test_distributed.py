@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes_example import in_processes, join
 from safetensors.torch import load_file, save_file
 from test_trajectory import toy_batch, toy_model
-from torch import multiprocessing as mp
 
 from trajlm.checkpoint import RunFolder
 from trajlm.config import FinetuningConfig, Recipe
@@ -118,13 +116,9 @@ ENGINES = {
 }
 
 
-def worker(rank: int, world: int, port: int, place: str, engine: str) -> None:
+def worker(rank: int, port: int, place: str, engine: str) -> None:
     """All that two processes are asked, in one life: starting them costs more than the work."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENGINES[engine],
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    join(rank, port, **ENGINES[engine])
     accelerator, out = make_accelerator(), Path(place)
     # Only the main process's clock says when a checkpoint is due.
     loop = LOOP if rank == 0 else replace(LOOP, checkpoint_seconds=1e9)
@@ -164,10 +158,7 @@ def together(tmp_path_factory, request):
     out = tmp_path_factory.mktemp("together")
     with pytest.raises(PowerCutError):
         Recorder(out / "one-then-two", make_accelerator(), steps=CUT).trainer.fit()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (2, port, str(out), request.param), nprocs=2)
+    in_processes(worker, str(out), request.param)
     return out, [json.loads((out / f"said-{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,8 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
+from processes_example import in_processes, join
 from test_trajectory import toy_batch, toy_model
-from torch import multiprocessing as mp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -89,11 +87,7 @@ def compare(variant: str, weights: str, out: Path, accelerator) -> dict[str, flo
 
 
 def worker(rank: int, port: int, out: str, weights: str) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), **FSDP,
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    join(rank, port, **FSDP)
     accelerator = make_accelerator()
     found = {variant: compare(variant, weights, Path(out), accelerator) for variant in VARIANTS}
     (Path(out) / f"found-{rank}.json").write_text(json.dumps(found))
@@ -105,10 +99,7 @@ def split(tmp_path_factory):
     out = tmp_path_factory.mktemp("split")
     torch.manual_seed(0)
     load_trunk(BackboneConfig(name="tiny")).save_pretrained(out / "weights")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(out), str(out / "weights")), nprocs=2)
+    in_processes(worker, str(out), str(out / "weights"))
     return out, [json.loads((out / f"found-{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from itertools import permutations
 
 import pytest
@@ -11,10 +9,10 @@ import torch
 from alignment_example import PRESENT, ROWS, gradients, objective, stays_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes_example import WORLD, in_processes, join
 from reference_alignment import loss as masked_global_reference
 from reference_alignment import unit
 from safetensors.torch import load_file, save_file
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from trajlm.config import EncoderConfig, PretrainingConfig
@@ -209,14 +207,10 @@ def test_an_encoder_that_normalises_over_the_batch_refuses_chunks():
 # Several processes
 
 
-def worker(rank: int, world: int, port: int, out: str) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(rank: int, port: int, out: str) -> None:
+    join(rank, port, ACCELERATE_USE_CPU="true")
     make_accelerator(unused_parameters=True)
-    batch = stays_batch(ROWS[rank::world], torch.float64)
+    batch = stays_batch(ROWS[rank::WORLD], torch.float64)
     for name in OBJECTIVES:
         plain = objective(objective=name).double()
         replica = DistributedDataParallel(plain, find_unused_parameters=True)
@@ -232,10 +226,7 @@ def worker(rank: int, world: int, port: int, out: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("processes") / "rank")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (2, port, out), nprocs=2)
+    in_processes(worker, out)
     return out
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,9 +14,9 @@ import torch
 from alignment_example import ROWS, objective, stays_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes_example import WORLD, in_processes, join
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch import multiprocessing as mp
 from torch.nn import functional as F
 
 from trajlm.alignment import masked_global_alignment_loss
@@ -402,17 +400,13 @@ def test_a_newer_checkpoint_replaces_the_older(tmp_path):
 # Several processes
 
 
-def worker(rank: int, world: int, port: int, out: str) -> None:
+def worker(rank: int, port: int, out: str) -> None:
     """One of several processes: the latents of its share, gathered, then a whole toy training."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    join(rank, port, ACCELERATE_USE_CPU="true")
     accelerator = make_accelerator(unused_parameters=True)
-    assert accelerator.num_processes == world
+    assert accelerator.num_processes == WORLD
     module = objective()
-    batch = stays_batch(ROWS[rank::world])
+    batch = stays_batch(ROWS[rank::WORLD])
     latents, present = gather_stays(module.encoders(batch).detach(), batch.present)
     found = {"latents": latents, "present": present.to(torch.uint8)}
     toy = Trainer(
@@ -427,10 +421,7 @@ def worker(rank: int, world: int, port: int, out: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict[str, Tensor]]:
     out = tmp_path_factory.mktemp("processes") / "rank"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (2, port, str(out)), nprocs=2)
+    in_processes(worker, str(out))
     return [load_file(f"{out}-{rank}.safetensors") for rank in range(2)]
 
 

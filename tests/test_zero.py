@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
+from processes_example import in_processes, join
 from test_engines import VARIANTS, objective_of
 from test_trajectory import toy_batch
-from torch import multiprocessing as mp
 
 from trajlm.backbones import load_trunk
 from trajlm.checkpoint import Checkpoints
@@ -107,11 +105,7 @@ def compare(kind: str, weights: str, out: Path, accelerator) -> dict[str, object
 
 
 def worker(rank: int, port: int, out: str, weights: str, stage: int) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage), **ZERO,
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    join(rank, port, ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage), **ZERO)
     accelerator = make_accelerator()
     found = {kind: compare(kind, weights, Path(out), accelerator) for kind in KINDS}
     (Path(out) / f"found-{rank}.json").write_text(json.dumps(found))
@@ -124,10 +118,7 @@ def zero(tmp_path_factory, request):
     out = tmp_path_factory.mktemp("zero")
     torch.manual_seed(0)
     load_trunk(BackboneConfig(name="tiny")).save_pretrained(out / "weights")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(out), str(out / "weights"), request.param), nprocs=2)
+    in_processes(worker, str(out), str(out / "weights"), request.param)
     return [json.loads((out / f"found-{rank}.json").read_text()) for rank in range(2)]
 
 
