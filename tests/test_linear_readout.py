@@ -12,9 +12,9 @@ from test_trajectory import RICH, toy_batch, toy_model
 
 from trajlm import finetuning
 from trajlm import linear_readout as module
-from trajlm.finetuning import readout_weights
-from trajlm.linear_readout import LinearReadout, Readings, clock, fit_linear, most_stays, readings
+from trajlm.linear_readout import LinearReadout, clock, fit_linear
 from trajlm.reading import Projector
+from trajlm.readings import Readings
 from trajlm.tasks import build_tasks
 
 LENGTHS = [7, 1, 5, 3]
@@ -76,20 +76,6 @@ def test_nothing_later_is_read(model):
     assert not torch.allclose(early[:, 5:], late[:, 5:])
 
 
-def test_beliefs_are_the_mean_of_both_and_training_sees_the_network_alone(model):
-    batch = toy_batch(LENGTHS)
-    both = model(batch).readouts
-    linear = model.linear(model.inputs(batch), batch)
-    for weight in model.linear.buffers():
-        weight.zero_()
-    halved = model(batch).readouts
-    torch.testing.assert_close(both, halved + linear / 2, rtol=1e-4, atol=1e-5)
-    model.dropout.p = 0.0
-    alone = model.train()(batch).readouts
-    assert not alone.isnan().any()
-    torch.testing.assert_close(alone, 2 * halved, rtol=1e-4, atol=1e-5)
-
-
 def invented(stays: int = 300, seed: int = 0) -> tuple[list, Readings]:
     """Two read-outs of each of many stays, of six numbers: one of them decides on death, another on hours."""
     random = np.random.default_rng(seed)
@@ -101,9 +87,9 @@ def invented(stays: int = 300, seed: int = 0) -> tuple[list, Readings]:
     tasks = build_tasks(["mortality", "length_of_stay"])
     for k, task in enumerate(tasks):
         task.fit(targets[:, k])
-    ticks = torch.stack([torch.ones(2 * stays), torch.zeros(2 * stays)], 1)
+    middle = torch.full((2 * stays,), 6.0)  # hours at which the part of the weights that grows is 0
     share = torch.tensor([0.3, 0.7]).repeat(stays)
-    return tasks, Readings(torch.tensor(rows).float(), ticks, targets[torch.from_numpy(stay)].float(), share, stays)
+    return tasks, Readings(torch.tensor(rows).float(), middle, targets[torch.from_numpy(stay)].float(), share, stays)
 
 
 @pytest.mark.parametrize("strength", [2.0, 0.05])
@@ -137,39 +123,6 @@ def test_the_strength_is_that_of_the_least_tuning_loss_task_by_task():
         assert target["strength"] == told["strengths"][int(np.argmin(losses))]
 
 
-def test_read_outs_that_are_fitted(model):
-    """The last one up to each hour of the grid and the stay's last, weighing what they weigh in the network's loss."""
-    batch = toy_batch([12, 4, 1])
-    found = readings(
-        model.linear, model.fitted_tasks, np.arange(3), lambda stays: batch, model.inputs,
-        lambda b: readout_weights(model, b, "rising"),
-    )  # fmt: skip
-    kept = []
-    for row in range(3):
-        hours = batch.hours[row][batch.present[row]].tolist()
-        last = {int(np.searchsorted(module.FITTED_AT, h)): i for i, h in enumerate(hours)}
-        kept += [(row, step) for step in sorted(last.values())]
-    assert len(found.inputs) == len(kept)
-    rows = model.linear.rows(model.inputs(batch), batch, batch.present)
-    places = {place: i for i, place in enumerate(map(tuple, batch.present.nonzero().tolist()))}
-    assert torch.equal(found.inputs, rows[[places[place] for place in kept]])
-    of_stay = torch.tensor([row for row, _ in kept])
-    sums = torch.zeros(3).index_add(0, of_stay, found.share)
-    torch.testing.assert_close(sums, torch.ones(3))
-
-
-def test_more_stays_than_there_is_room_for_are_drawn_at_random(monkeypatch):
-    linear, stays = LinearReadout([5], 1), np.arange(100, 400)
-    assert np.array_equal(most_stays(linear, stays, 0), stays)
-    monkeypatch.setattr(module, "MOST_CELLS", 50 * 8 * len(module.FITTED_AT))
-    drawn = most_stays(linear, stays, 0)
-    assert len(drawn) == 50
-    assert set(drawn) < set(stays)
-    assert len(set(drawn)) == 50
-    assert np.array_equal(drawn, most_stays(linear, stays, 0))
-    assert not np.array_equal(drawn, most_stays(linear, stays, 1))
-
-
 def test_it_is_fitted_once_a_run_and_read_by_every_process(tmp_path, monkeypatch):
     fitted = []
 
@@ -179,14 +132,14 @@ def test_it_is_fitted_once_a_run_and_read_by_every_process(tmp_path, monkeypatch
             weight.normal_()
         return {"stays": 3}
 
-    monkeypatch.setattr(finetuning, "_fitted_linear_readout", fit)
+    monkeypatch.setattr(finetuning, "_fitted_beside", fit)
     accelerator = SimpleNamespace(device=torch.device("cpu"), wait_for_everyone=lambda: None)
     models = [toy_model(linear=True) for _ in range(3)]
     for model, main in zip(models, (True, False, True), strict=True):
         for weight in model.linear.buffers():
             weight.zero_()
         work = SimpleNamespace(run=SimpleNamespace(path=tmp_path, main=main), accelerator=accelerator)
-        finetuning._fit_linear_readout(work, model, model.linear)
+        finetuning._fit_beside(work, model, "linear_readout", model.linear)
     assert fitted == models[:1]
     assert json.loads((tmp_path / "linear_readout.json").read_text()) == {"stays": 3}
     for model in models[1:]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_trajectory import RICH, toy_model, with_random_linear
+from test_trajectory import RICH, toy_model, with_random_beside
 
 from trajlm.backbones import build_backbone
 from trajlm.caches import FIRST_ROOM
@@ -37,7 +37,7 @@ def family_model(family: str, **options) -> TrajectoryModel:
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=8, hidden_width=16))
     backbone = build_backbone(BackboneConfig(name=f"tiny-{family.replace('_', '-')}", tuning="full"))
     model = TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **RICH | options).eval()
-    return with_random_linear(model)
+    return with_random_beside(model)
 
 
 def events_of(count: int, seed: int, static_last: bool = False) -> list[Event]:

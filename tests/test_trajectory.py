@@ -25,15 +25,22 @@ from trajlm.latents import TrajectoryBatch, fits
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel, interleave
+from trajlm.tree_readout import as_tensors
 from trajlm.views import STATE_PARTS
 
 BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH = 8
 STATE = 3 * STATE_PARTS  # of each of the three laboratory features
-PAPER = {"context": "own", "inputs": "latent", "readout": "predict", "linear": False}
-RICH = {"context": "newest", "inputs": "latent_and_state", "running_mean": True}
-RICH |= {"readout": "predict_and_event", "linear": True}
+PAPER = {"context": "own", "inputs": "latent", "readout": "predict", "linear": False, "trees": False}
+RICH = {
+    "context": "newest",
+    "inputs": "latent_and_state",
+    "running_mean": True,
+    "readout": "predict_and_event",
+    "linear": True,
+    "trees": True,
+}
 HISTORY = RICH | {"reach": "both"}
 
 
@@ -54,15 +61,33 @@ def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "non
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=WIDTH, hidden_width=16))
     backbone = build_backbone(BackboneConfig(name=name, tuning=tuning, quantisation=quantisation))
     model = TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **options).eval()
-    return with_random_linear(model)
+    return with_random_beside(model)
 
 
-def with_random_linear(model: TrajectoryModel) -> TrajectoryModel:
-    """The same model; a regression that was never fitted would tell nothing."""
+def with_random_beside(model: TrajectoryModel) -> TrajectoryModel:
+    """The same model; a regression and trees that were never fitted would tell nothing."""
     if model.linear is not None:
         for weight in model.linear.buffers():
             weight.copy_(0.1 * torch.randn(weight.shape))
+    if model.trees is not None:
+        grown = [random_tree(model.trees.width) for _ in range(12)]
+        for name, tensor in as_tensors(grown, [i % len(model.targets) for i in range(12)]).items():
+            model.trees.set(name, tensor)
     return model
+
+
+def random_tree(inputs: int, depth: int = 3) -> dict:
+    """As LightGBM tells a tree."""
+    if depth == 0:
+        return {"leaf_value": float(torch.randn(()))}
+    return {
+        "split_feature": int(torch.randint(inputs, ())),
+        "threshold": float(torch.randn(())),
+        "default_left": bool(torch.rand(()) < 0.5),
+        "missing_type": "NaN",
+        "left_child": random_tree(inputs, depth - 1),
+        "right_child": random_tree(inputs, depth - int(torch.randint(1, depth + 1, ()))),
+    }
 
 
 def toy_batch(lengths: list[int], seed: int = 0) -> TrajectoryBatch:
@@ -296,7 +321,7 @@ def test_a_run_with_adapters_loads_to_what_it_reported(prepared, prepared_folder
 
 
 def config_of(backbone: BackboneConfig, encoder: EncoderConfig) -> str:
-    finetuning = FinetuningConfig(linear_readout=True)
+    finetuning = FinetuningConfig(linear_readout=True, tree_readout=True)
     recipe = asdict(Recipe(backbone=backbone, encoder=encoder, finetuning=finetuning))
     return yaml.safe_dump({"stage": "finetuning", "inputs": {}, "recipe": recipe})
 
@@ -407,7 +432,7 @@ def test_an_event_is_read_beside_its_predict_position_where_asked_for():
 
     batch = toy_batch([4])
     for readout, tells in (("predict_and_event", True), ("predict", False)):
-        model = toy_model(readout=readout, linear=False)
+        model = toy_model(readout=readout, linear=False, trees=False)
         model.backbone.register_forward_hook(silence)
         with torch.no_grad():
             readouts = model(batch).readouts[0]

@@ -100,6 +100,7 @@ def _reading(config: FinetuningConfig) -> dict[str, Any]:
         "running_mean": config.running_mean,
         "readout": config.readout,
         "linear": config.linear_readout,
+        "trees": config.tree_readout,
         "dropout": config.dropout,
         "input_dropout": config.input_dropout,
         "max_events": config.max_events,

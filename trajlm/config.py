@@ -285,6 +285,8 @@ class FinetuningConfig:
             read-out of the event's embedding, so that the backbone need only learn what history adds.
         linear_readout: fit a regression of the newest event of every modality as well, penalised so that its loss on
             the tuning stays is least, and average its read-outs with the network's. False is the paper.
+        tree_readout: grow gradient-boosted trees of what is known at every moment as well, as many as have the least
+            loss on the tuning stays, and average their read-outs with the others'. False is the paper.
         dropout: on event embeddings and before the read-outs, in training.
         input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add to every event an encoding of the hours since admission, or of its place in the timeline
@@ -295,7 +297,7 @@ class FinetuningConfig:
             up to every full hour, or up to every landmark (6, 12, 24, 48 hours) and the end.
         max_events: longest timeline: of later events only static ones are read; the others get no belief.
         baselines: what to compare with, on the same stays, refitted for each landmark: mlp and lstm fuse the latents of
-            what was known by then; logistic and lightgbm (an extra: trajlm[trees]) read summary features; severity is
+            what was known by then; logistic and lightgbm read summary features; severity is
             a logistic regression on each severity score of the release alone, from 24 hours on.
         ensembles: baselines, each also among baselines, whose beliefs are averaged with the sequence model's as arms
             of their own; not severity.
@@ -333,6 +335,7 @@ class FinetuningConfig:
     running_mean: bool = True
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     linear_readout: bool = False
+    tree_readout: bool = False
     dropout: float = 0.3
     input_dropout: float = 0.4
     time_encoding: Literal["hours", "order", "off"] = "hours"

@@ -42,6 +42,7 @@ SEQUENCE_ALONE = {"finetuning." + name for name in (
     "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
     "weight_averaging", "modality_dropout", "loss_over", "event_context", "event_inputs", "readout", "dropout",
     "running_mean", "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
+    "tree_readout",
 )}  # fmt: skip
 
 

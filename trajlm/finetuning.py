@@ -38,9 +38,10 @@ from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
 from trajlm.latents import KnownLatents, Latents, TrajectoryBatch, cache_latents
-from trajlm.linear_readout import LinearReadout, Readings, fit_linear, most_stays, readings
+from trajlm.linear_readout import LinearReadout, fit_linear
 from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
+from trajlm.readings import Readings, best_shares, most_stays, readings
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
@@ -51,8 +52,10 @@ from trajlm.tasks import build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.trajectory import TrajectoryModel
+from trajlm.tree_readout import TreeReadout, fit_trees, require_lightgbm
 from trajlm.zero import require_splittable_moments
 
+SHARES = "shares.json"  # of a run: what network, regression and trees count in a read-out
 HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
 
 
@@ -154,6 +157,8 @@ def finetune(recipe: Recipe) -> Path:
     splits = finetuning_splits(prepared, recipe.finetuning.stays, recipe.seed)
     targets = target_table(recipe, prepared)
     fitted_tasks(recipe, targets, splits)
+    if recipe.finetuning.tree_readout:
+        require_lightgbm("finetuning.tree_readout")
     if SEVERITY in recipe.finetuning.baselines:
         scores_of(prepared)
     backbone = describe(recipe.backbone.name)
@@ -217,8 +222,9 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         recipe, work.prepared, encoders, fitted_tasks(recipe, work.targets, work.splits), work.accelerator.device
     )
     tasks = model.fitted_tasks
-    if model.linear is not None:
-        _fit_linear_readout(work, model, model.linear)
+    for name, readout in (("linear_readout", model.linear), ("tree_readout", model.trees)):
+        if readout is not None:
+            _fit_beside(work, model, name, readout)
     lengths = np.array([len(work.latents.rows(stay, config.max_events)) for stay in work.splits.train])
     stage = Stage(
         SEQUENCE,
@@ -245,42 +251,68 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         eight_bit=config.optimiser == "adamw8bit",
     )
     Trainer(stage, settings, work.run, work.accelerator).fit()
+    if len(model.components) > 1:
+        _choose_shares(work, model)
     if work.run.main:
         save_trajectory_model(model, recipe.backbone, recipe.encoder, work.run.path)
     return _sequence_beliefs(work, model)
 
 
-def _fit_linear_readout(work: Finetuning, model: TrajectoryModel, linear: LinearReadout) -> None:
-    """Fit it once a run: the main process does, and all read it, then and when the run goes on.
+def _fit_beside(work: Finetuning, model: TrajectoryModel, name: str, readout: LinearReadout | TreeReadout) -> None:
+    """Fit what is averaged with the network, once a run: the main process does, and all read it, then and later.
 
     A run folder is of one recipe, of these data and encoders alone, so what lies there fits.
     """
-    path = work.run.path / "checkpoints" / "linear_readout.safetensors"
+    path = work.run.path / "checkpoints" / f"{name}.safetensors"
     model.to(work.accelerator.device).eval()
     if work.run.main and not path.exists():
-        told = _fitted_linear_readout(work, model, linear)
-        write_text(work.run.path / "linear_readout.json", json.dumps(told, indent=1))
+        told = _fitted_beside(work, model, readout)
+        write_text(work.run.path / f"{name}.json", json.dumps(told, indent=1))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, dict(linear.named_buffers()))
+        write_tensors(path, dict(readout.named_buffers()))
     work.accelerator.wait_for_everyone()
-    linear.load_state_dict(load_file(path))
+    readout.load_state_dict(load_file(path))
 
 
-def _fitted_linear_readout(work: Finetuning, model: TrajectoryModel, linear: LinearReadout) -> dict[str, object]:
+def _fitted_beside(work: Finetuning, model: TrajectoryModel, readout: LinearReadout | TreeReadout) -> dict[str, object]:
     config, device, tasks = work.recipe.finetuning, work.accelerator.device, model.fitted_tasks
+
+    def rows(batch: TrajectoryBatch, chosen: Tensor) -> Tensor:
+        if isinstance(readout, LinearReadout):
+            return readout.rows(model.inputs(batch), batch, chosen)
+        return readout.rows(batch, chosen)
 
     def read(stays: np.ndarray, dropout: float) -> Readings:
         def trajectories(some: np.ndarray) -> TrajectoryBatch:
             batch = work.trajectories(some).to(device)
             return batch.keep(~random_modality(batch, dropout)) if dropout > 0 else batch
 
-        return readings(
-            linear, tasks, stays, trajectories, model.inputs,
-            lambda batch: readout_weights(model, batch, config.loss_over),
-        )  # fmt: skip
+        return readings(rows, tasks, stays, trajectories, lambda batch: readout_weights(model, batch, config.loss_over))
 
-    learnt = most_stays(linear, work.splits.train, work.recipe.seed)
-    return fit_linear(linear, tasks, read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0))
+    learnt = most_stays(readout.width, work.splits.train, work.recipe.seed)
+    train, tuning = read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0)
+    if isinstance(readout, LinearReadout):
+        return fit_linear(readout, tasks, train, tuning)
+    return fit_trees(readout, tasks, train, tuning, work.recipe.seed)
+
+
+def _choose_shares(work: Finetuning, model: TrajectoryModel) -> None:
+    """How much the network and what stands beside it count: by the tuning stays' loss, task by task.
+
+    Every process finds the same; a task without a known target there keeps what stood.
+    """
+    config, tasks = work.recipe.finetuning, model.eval().fitted_tasks
+    said = readings(
+        lambda batch, chosen: model.apart(batch)[chosen].flatten(1), tasks, work.by_length(work.splits.tuning),
+        lambda some: work.trajectories(some).to(work.accelerator.device),
+        lambda batch: readout_weights(model, batch, config.loss_over),
+    )  # fmt: skip
+    best = best_shares(tasks, said, len(model.components))
+    model.shares.copy_(torch.where(best.isnan(), model.shares, best))
+    if work.run.main:
+        by_target = dict(zip(model.targets, model.shares.T.tolist(), strict=True))
+        told = {target: dict(zip(model.components, shares, strict=True)) for target, shares in by_target.items()}
+        write_text(work.run.path / SHARES, json.dumps(told, indent=1))
 
 
 @torch.no_grad()

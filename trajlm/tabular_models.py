@@ -6,7 +6,6 @@ sequence model is tuned by: cross-entropy of a probability, squared error of log
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trajlm.errors import TrajlmError
+from trajlm.tree_readout import require_lightgbm
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["probability", "hours"]
@@ -149,21 +149,11 @@ def _linear(kind: Kind, strength: float) -> Callable[[Examples, Examples], tuple
     return fit
 
 
-def require_lightgbm() -> Any:
-    """The module; a TrajlmError that says how to install it where it is missing."""
-    try:
-        return importlib.import_module("lightgbm")
-    except ImportError as error:
-        raise TrajlmError(
-            "the baseline lightgbm needs LightGBM: pip install 'trajlm[trees]', or leave it out of finetuning.baselines"
-        ) from error
-
-
 def _trees(
     kind: Kind, leaves: int, least: int, share: float, seed: int
 ) -> Callable[[Examples, Examples], tuple[Predict, dict[str, Any]]]:
     def fit(train: Examples, tuning: Examples) -> tuple[Predict, dict[str, Any]]:
-        lightgbm = require_lightgbm()
+        lightgbm = require_lightgbm("the baseline lightgbm")
         settings = {
             "objective": "binary" if kind == "probability" else "regression",
             "num_leaves": leaves,

@@ -52,6 +52,10 @@ class Task(nn.Module, ABC):
     def fit(self, targets: Tensor) -> None:
         """Learn balance or scale from float[N] targets of the training stays, NaN where unknown."""
 
+    def label(self, targets: Tensor) -> Tensor:
+        """float[...]: what a read-out is to come near, from usable targets; of a probability the outcome itself."""
+        return targets
+
     @abstractmethod
     def loss(self, readout: Tensor, targets: Tensor) -> Tensor:
         """float[...] loss of each read-out float[...]; zero where the target is not usable."""
@@ -173,11 +177,14 @@ class HoursTask(Task):
         self.mean.fill_(known.mean())
         self.std.fill_(known.std())
 
+    def label(self, targets: Tensor) -> Tensor:
+        """log(1 + hours), standardised."""
+        return (torch.log1p(targets) - self.mean) / self.std
+
     def loss(self, readout: Tensor, targets: Tensor) -> Tensor:
         """Squared error in units of the training deviation of log(1 + hours)."""
         usable = self.usable(targets)
-        scaled = (torch.log1p(torch.where(usable, targets, 0.0)) - self.mean) / self.std
-        return torch.where(usable, (readout - scaled) ** 2, 0.0)
+        return torch.where(usable, (readout - self.label(torch.where(usable, targets, 0.0))) ** 2, 0.0)
 
     def belief(self, readout: Tensor) -> Tensor:
         """Hours, never below zero."""

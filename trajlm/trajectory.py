@@ -24,6 +24,7 @@ from trajlm.packing import SequenceReader
 from trajlm.reading import NewestFusion, Projector, WaveEncoding, counted_readouts, to_width
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
 from trajlm.tasks import Task, targets_at
+from trajlm.tree_readout import TreeReadout
 from trajlm.views import single_events
 
 if TYPE_CHECKING:
@@ -85,15 +86,20 @@ class TrajectoryModel(nn.Module):
         running_mean: of a state read the mean of every feature's values so far as well.
         readout: what a belief is read from: the [PREDICT] position alone, or the event's own embedding as well.
         linear: outside training, average the read-outs with those of a regression (:mod:`trajlm.linear_readout`).
+        trees: and with those of trees (:mod:`trajlm.tree_readout`).
         dropout: on events and read-outs, in training.
         input_dropout: on latents and states, in training.
         max_events: longest timeline (:func:`trajlm.latents.fits`); what is not read gets no belief.
         bf16: run the backbone under bfloat16 autocast in training.
         predict_visible: later positions may attend to earlier [PREDICT]s.
         flash: train under FlashAttention 2; beliefs are computed under sdpa in float32.
+
+    Attributes:
+        shares: float[P, K] of the ``components`` in a read-out outside training; of each task they sum to 1.
     """
 
     prompt_ids: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class TrajectoryModel(nn.Module):
         running_mean: bool = False,
         readout: str = "predict",
         linear: bool = False,
+        trees: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         max_events: int = 1000,
@@ -125,8 +132,8 @@ class TrajectoryModel(nn.Module):
         self.reading = {
             "time_encoding": time_encoding, "modality_embedding": modality_embedding, "prompt_ids": list(prompt_ids),
             "readout_at": readout_at, "landmarks": list(landmarks), "context": context, "inputs": inputs,
-            "running_mean": running_mean, "readout": readout, "linear": linear, "max_events": max_events,
-            "predict_visible": predict_visible,
+            "running_mean": running_mean, "readout": readout, "linear": linear, "trees": trees,
+            "max_events": max_events, "predict_visible": predict_visible,
         }  # fmt: skip
         if prompt_ids and not predict_visible:
             raise TrajlmError("finetuning.prompt: not with finetuning.predict_visible false; leave one of them out")
@@ -168,6 +175,11 @@ class TrajectoryModel(nn.Module):
         self.event_heads = nn.ModuleDict({t.target: _head(width, dropout) for t in direct})
         widths = [self._projector(m).layer.in_features for m in encoders.modalities]
         self.linear = LinearReadout(widths, len(tasks)) if linear else None
+        counts = [encoders.features[m] for m in encoders.modalities]
+        self.trees = TreeReadout(counts, encoders.event_width(reach), len(tasks)) if trees else None
+        evenly = [0.5**p for p in range(1, len(self.components))]
+        shares = torch.tensor([*evenly[-1:], *evenly[::-1]] or [1.0])
+        self.register_buffer("shares", shares[:, None].repeat(1, len(tasks)))
         self.modalities = {m.name: m for m in modalities}
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
@@ -288,9 +300,9 @@ class TrajectoryModel(nn.Module):
         return self._share * torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
 
     @property
-    def _share(self) -> float:
-        """What the network counts in a read-out; it learns alone, so that the regression leaves it something."""
-        return 1.0 if self.linear is None or self.training else 0.5
+    def _share(self) -> Tensor:
+        """float[K]: what the network counts; it learns alone, so that what stands beside leaves it something."""
+        return torch.ones_like(self.shares[0]) if self.training else self.shares[0]
 
     def direct(self, batch: TrajectoryBatch, events: Tensor, inputs: list[Tensor] | None = None) -> Tensor:
         """float[B, S, K]: what read-outs take from events past the backbone; zero where they take nothing.
@@ -303,9 +315,34 @@ class TrajectoryModel(nn.Module):
         found = events.new_zeros(*events.shape[:-1], len(self.targets))
         if self.event_heads:
             found = self._share * torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
-        if self.linear is None or self.training:
-            return found
-        return found + (1 - self._share) * self.linear(self.inputs(batch) if inputs is None else inputs, batch)
+        if not self.training:
+            for share, said in zip(self.shares[1:], self._beside(batch, inputs), strict=True):
+                found = found + share * said
+        return found
+
+    def _beside(self, batch: TrajectoryBatch, inputs: list[Tensor] | None = None) -> list[Tensor]:
+        """Read-outs float[B, S, K] of what stands beside the network, in order of ``components``."""
+        found = []
+        if self.linear is not None:
+            found.append(self.linear(self.inputs(batch) if inputs is None else inputs, batch))
+        if self.trees is not None:
+            found.append(self.trees(batch))
+        return found
+
+    @property
+    def components(self) -> list[str]:
+        """P names of what read-outs are averaged of, the network first."""
+        beside = {"linear_readout": self.linear, "tree_readout": self.trees}
+        return ["network", *(name for name, readout in beside.items() if readout is not None)]
+
+    @torch.no_grad()
+    def apart(self, batch: TrajectoryBatch) -> Tensor:
+        """float[B, S, P, K]: the read-outs of every component alone, outside training."""
+        held = self.shares.clone()
+        self.shares.zero_()[0] = 1.0
+        network = self(batch).readouts
+        self.shares.copy_(held)
+        return torch.stack([network, *self._beside(batch)], dim=2)
 
     def inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
         """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""

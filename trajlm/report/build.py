@@ -80,7 +80,7 @@ def build_report(
         subtitle=_sentence(metrics["description"]),
         targets=target_infos(metrics),
         facts=_facts(run, prepared, environment, metrics, pretraining),
-        warnings=_warnings(prepared, metrics, read_run(run)["recipe"]["finetuning"]),
+        warnings=_warnings(prepared, metrics, read_run(run)["recipe"]["finetuning"], model),
         metrics=_arm_metrics(metrics, other),
         calibration=_calibration(run, prepared, metrics, other),
         presence=_presence(manifest),
@@ -137,7 +137,9 @@ def _sentence(text: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _warnings(prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str, Any]) -> list[str]:
+def _warnings(
+    prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str, Any], model: TrajectoryModel
+) -> list[str]:
     warnings = ["Beliefs were learned from one cohort and were not validated elsewhere."]
     if prepared.manifest["invented"]:
         warnings.append("These patients are invented: the figures say that the pipeline works, nothing about medicine.")
@@ -156,10 +158,15 @@ def _warnings(prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str,
             "A belief is also read from its event directly (readout predict_and_event): attention shows only what the "
             "history adds."
         )
-    if finetuning.get("linear_readout"):
+    if len(model.components) > 1:
+        network = dict(zip(model.targets, model.shares[0].tolist(), strict=True))
+        least, most = (edge(network, key=network.__getitem__) for edge in (min, max))
+        told = f"{network[least]:.0%} of a read-out of {least}"
+        if network[most] > network[least]:
+            told = f"between {told} and {network[most]:.0%} of one of {most}"
         warnings.append(
-            "Half of every read-out is a regression on the newest event of each modality (linear_readout): attention "
-            "and activations do not show it. Ablations do."
+            f"The network counts for {told}; a regression and trees of what is known at that moment make the rest "
+            "(shares.json). Attention and activations do not show them. Ablations do."
         )
     return warnings
 
