@@ -167,7 +167,7 @@ def test_where_nothing_can_be_learned_the_belief_is_the_mean():
 def test_trees_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     some = shaped(50, 0)
-    with pytest.raises(TrajlmError, match=r"trajlm\[trees\]"):
+    with pytest.raises(TrajlmError, match="the baseline lightgbm needs LightGBM"):
         fit_tuned("lightgbm", "probability", some, some, 1, 0)
 
 

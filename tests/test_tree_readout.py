@@ -121,7 +121,7 @@ def test_what_is_planted_is_found(monkeypatch):
         (score[died, None] > score[~died]).float().mean() for score in (said[:, 0], fresh.inputs[::2, 0])
     )
     assert planted > 0.65
-    assert ranked > planted - 0.1
+    assert ranked > planted - 0.15
 
 
 def test_one_outcome_alone_is_believed_as_often_as_it_was_seen():
