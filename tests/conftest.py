@@ -23,6 +23,7 @@ PRETRAINING = [*RECIPE, "--pretraining.batch_size", "48", "--pretraining.epochs"
 FINETUNING = [
     *RECIPE,
     *["--finetuning.batch_size", "8", "--finetuning.epochs", "3", "--finetuning.bootstrap_resamples", "50"],
+    *["--finetuning.linear_readout", "true", "--finetuning.tree_readout", "true"],
 ]
 TRAJLM = [sys.executable, "-m", "trajlm.cli"]
 

@@ -23,6 +23,7 @@ from trajlm.interpret.interventions import (
 )
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
+from trajlm.tree_readout import as_tensors
 
 READINGS = [PAPER, RICH]
 
@@ -226,6 +227,29 @@ def test_every_backbone_can_be_attributed():
     assert found.events["attribution"].sum() == pytest.approx(found.belief - found.baseline, rel=0.01)
     with pytest.raises(TrajlmError, match="came 'death'"):
         integrated_gradients(mamba, toy_batch([4]), "death")
+
+
+@pytest.mark.parametrize("event", [-1, 3])
+def test_the_jump_of_a_tree_goes_to_the_event_that_crosses_its_threshold(event):
+    """One tree, on the last value of the first laboratory feature; network and regression count for nothing."""
+    model, batch = toy_model(**RICH), toy_batch([7])
+    batch.state[0, :, 3:6] = 1.0  # every laboratory feature was measured
+    labs = model.encoders.modalities.index("labs")
+    column = (
+        model.trees.width - 8 - 1 - 9
+    )  # before the note's latent and age: means, times and values of three features
+    step = {"split_feature": column, "threshold": 0.2, "default_left": True, "missing_type": "NaN"}
+    tree = step | {"left_child": {"leaf_value": -1.0}, "right_child": {"leaf_value": 1.0}}
+    for name, tensor in as_tensors([tree], [0]).items():
+        model.trees.set(name, tensor)
+    model.shares.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
+    at = [s for s in range(7)[: event + 1 or None] if batch.modality[0, s] == labs][-1]
+    batch.state[0, at, 0] = 1.0
+    found = integrated_gradients(model, batch, "mortality", event=event, baseline="nothing")
+    shares = found.events["attribution"].to_list()
+    assert shares[at] == pytest.approx(found.belief - found.baseline)
+    assert abs(shares[at]) > 0.05
+    assert [share for place, share in enumerate(shares) if place != at] == [0.0] * 6
 
 
 def test_what_does_not_add_up_is_refused(monkeypatch):

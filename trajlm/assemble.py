@@ -179,7 +179,8 @@ def load_trajectory_model(run: Path | str) -> TrajectoryModel:
     weights = load_file(folder / SEQUENCE_WEIGHTS)
     expected = set(_without_backbone(model))
     if expected != set(weights):
-        raise TrajlmError(f"{run}: {SEQUENCE_WEIGHTS} does not fit: {sorted(expected ^ set(weights))[:3]}")
+        odd = ", ".join(sorted(expected ^ set(weights))[:3])
+        raise TrajlmError(f"{run}: another version of trajlm wrote {SEQUENCE_WEIGHTS} ({odd}); fine-tune again")
     model.load_state_dict(weights, strict=False)
     papers = {name: (folder / name).read_text() for name in PAPERS if (folder / name).is_file()}
     model.origin = {"about": about, "papers": papers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trajlm.config import Recipe
+from trajlm.config import FinetuningConfig, Recipe
 from trajlm.dataset import Prepared
 from trajlm.schema import HELD_OUT
 
@@ -56,6 +56,13 @@ def pretraining_card(recipe: Recipe, prepared: Prepared, metrics: dict[str, Any]
     return "\n".join(lines)
 
 
+def _beside(config: FinetuningConfig) -> list[str]:
+    """What stands beside the network, if anything does."""
+    asked = {"a regression": config.linear_readout, "gradient-boosted trees": config.tree_readout}
+    named = " and ".join(name for name, stands in asked.items() if stands)
+    return [f"- averaged with {named} of what is known at each moment (`shares.json`)"] if named else []
+
+
 def finetuning_card(recipe: Recipe, prepared: Prepared, stays: str, metrics: dict[str, Any]) -> str:
     """Markdown card of a fine-tuning run."""
     lines = _head("Trajectory model: a belief after every event of an ICU stay", prepared)
@@ -67,6 +74,7 @@ def finetuning_card(recipe: Recipe, prepared: Prepared, stays: str, metrics: dic
         "",
         f"- backbone: {recipe.backbone.name}, tuning: {recipe.backbone.tuning}",
         f"- encoders: {encoders}",
+        *_beside(recipe.finetuning),
         "",
         "## Held-out figures, with 95 % patient-level bootstrap intervals",
         "",

@@ -25,7 +25,10 @@ from trajlm.distributed import gathered, placed_like
 from trajlm.errors import TrajlmError
 from trajlm.resources import peak_memory_gb
 
-PACKAGES = ("trajlm", "torch", "transformers", "peft", "accelerate", "safetensors", "polars", "numpy", "scikit-learn")
+PACKAGES = (
+    "trajlm", "torch", "transformers", "peft", "accelerate", "safetensors", "polars", "numpy", "scikit-learn",
+    "lightgbm",
+)  # fmt: skip
 
 
 def write_text(path: Path, text: str) -> None:

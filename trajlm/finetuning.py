@@ -289,6 +289,7 @@ def _fitted_beside(work: Finetuning, model: TrajectoryModel, readout: LinearRead
 
         return readings(rows, tasks, stays, trajectories, lambda batch: readout_weights(model, batch, config.loss_over))
 
+    torch.manual_seed(work.recipe.seed)  # a resumed run ablates what an uninterrupted one does
     learnt = most_stays(readout.width, work.splits.train, work.recipe.seed)
     train, tuning = read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0)
     if isinstance(readout, LinearReadout):
@@ -310,7 +311,8 @@ def _choose_shares(work: Finetuning, model: TrajectoryModel) -> None:
     best = best_shares(tasks, said, len(model.components))
     model.shares.copy_(torch.where(best.isnan(), model.shares, best))
     if work.run.main:
-        by_target = dict(zip(model.targets, model.shares.T.tolist(), strict=True))
+        tenths = [[round(share, 1) for share in shares] for shares in model.shares.T.tolist()]
+        by_target = dict(zip(model.targets, tenths, strict=True))
         told = {target: dict(zip(model.components, shares, strict=True)) for target, shares in by_target.items()}
         write_text(work.run.path / SHARES, json.dumps(told, indent=1))
 

@@ -32,7 +32,7 @@ class TrajectoryBatch:
         stay_ids: int64[B].
         latents: float[B, S, D].
         state: float[B, S, V], the carried-forward state of the event's own features (:class:`CarriedState`: value,
-            whether ever observed, log(1 + hours since); 3 per feature), zero beyond them and at padding.
+            whether ever observed, log(1 + hours since), mean so far; 4 per feature), zero beyond them and at padding.
         modality: int64[B, S], position in the model's modalities; 0 at padding.
         hours: float64[B, S], hours since admission; 0 at padding.
         event_index: int64[B, S], position of the event in the stay's whole timeline; 0 at padding.

@@ -127,9 +127,10 @@ class BinaryTask(Task):
         return self.positive_weight.log()
 
     def unbalanced(self) -> BinaryTask:
-        """A copy whose positives weigh as negatives do."""
+        """A copy whose positives weigh as negatives do, and easy stays as hard ones."""
         other = copy.deepcopy(self)
         other.positive_weight.fill_(1.0)
+        other.focal_gamma = 0.0
         return other
 
 
@@ -176,6 +177,11 @@ class HoursTask(Task):
             raise TrajlmError(f"task {self.target}: {len(known)} usable training targets are too few to learn from")
         self.mean.fill_(known.mean())
         self.std.fill_(known.std())
+
+    @property
+    def shift(self) -> Tensor:
+        """Nothing is balanced."""
+        return self.mean.new_zeros(())
 
     def label(self, targets: Tensor) -> Tensor:
         """log(1 + hours), standardised."""

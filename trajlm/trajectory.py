@@ -179,7 +179,7 @@ class TrajectoryModel(nn.Module):
         self.trees = TreeReadout(counts, encoders.event_width(reach), len(tasks)) if trees else None
         evenly = [0.5**p for p in range(1, len(self.components))]
         shares = torch.tensor([*evenly[-1:], *evenly[::-1]] or [1.0])
-        self.register_buffer("shares", shares[:, None].repeat(1, len(tasks)))
+        self.register_buffer("shares", shares[:, None].repeat(1, len(tasks)), persistent=len(shares) > 1)
         self.modalities = {m.name: m for m in modalities}
         self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
         self.features, self.image_pixels = tuple(features), image_pixels
@@ -297,7 +297,13 @@ class TrajectoryModel(nn.Module):
 
     def readouts_of(self, hidden: Tensor) -> Tensor:
         """float[B, S, K]: what read-outs take from states at [PREDICT]s float[B, S, H]."""
-        return self._share * torch.cat([self.heads[target](hidden) for target in self.targets], dim=-1)
+        return self._share * self._said(self.heads, hidden)
+
+    def _said(self, heads: nn.ModuleDict, states: Tensor) -> Tensor:
+        """float[B, S, K] of float[B, S, H]; zero where there are no heads."""
+        if not heads:
+            return states.new_zeros(*states.shape[:-1], len(self.targets))
+        return torch.cat([heads[target](states) for target in self.targets], dim=-1)
 
     @property
     def _share(self) -> Tensor:
@@ -312,9 +318,7 @@ class TrajectoryModel(nn.Module):
             events: float[B, S, H], as :meth:`embed` returns them.
             inputs: :meth:`inputs`, where they are at hand.
         """
-        found = events.new_zeros(*events.shape[:-1], len(self.targets))
-        if self.event_heads:
-            found = self._share * torch.cat([self.event_heads[target](events) for target in self.targets], dim=-1)
+        found = self._share * self._said(self.event_heads, events)
         if not self.training:
             for share, said in zip(self.shares[1:], self._beside(batch, inputs), strict=True):
                 found = found + share * said
@@ -338,11 +342,11 @@ class TrajectoryModel(nn.Module):
     @torch.no_grad()
     def apart(self, batch: TrajectoryBatch) -> Tensor:
         """float[B, S, P, K]: the read-outs of every component alone, outside training."""
-        held = self.shares.clone()
-        self.shares.zero_()[0] = 1.0
-        network = self(batch).readouts
-        self.shares.copy_(held)
-        return torch.stack([network, *self._beside(batch)], dim=2)
+        inputs = self.inputs(batch)
+        events = self.embed(batch, inputs=inputs)
+        hidden = self.read(events, torch.zeros_like(batch.hours)[..., None], batch.present).hidden
+        network = self._said(self.heads, hidden) + self._said(self.event_heads, events)
+        return torch.stack([network, *self._beside(batch, inputs)], dim=2)
 
     def inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
         """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""

@@ -118,7 +118,7 @@ class TreeReadout(nn.Module):
         for split in range(LEAVES - 1):
             left = both[column[:, split]] <= self.threshold[:, split, None]
             bits &= torch.where(left, -1, self.remaining[:, split, None])
-        leaf = torch.log2((bits & -bits).float()).long()  # the lowest bit that stands: a power of two, so exact
+        leaf = (torch.frexp((bits & -bits).float()).exponent - 1).long()  # the lowest bit that stands
         said = self.value.gather(1, leaf)
         return self.base.expand(len(rows), -1).T.index_add(0, self.task, said).T
 
@@ -223,7 +223,7 @@ def _told(model: Any) -> list[dict[str, Any]]:
 def as_tensors(trees: Sequence[dict[str, Any]], owners: Sequence[int]) -> dict[str, Tensor]:
     """Buffers of a :class:`TreeReadout` of trees as LightGBM tells them."""
     shape = len(trees), LEAVES - 1
-    feature, remaining = np.zeros(shape, np.int64), np.full(shape, -1, np.int16)
+    feature, remaining = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
     threshold, missing_left = np.full(shape, np.inf, np.float32), np.ones(shape, bool)
     value = np.zeros((len(trees), LEAVES), np.float64)
     for row, tree in enumerate(trees):

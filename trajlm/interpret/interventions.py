@@ -26,8 +26,8 @@ def edges_of_events(batch: TrajectoryBatch, events: Tensor) -> Tensor:
     """bool[B, 2S, 2S]: every edge by which ``events`` bool[B, S] reach a later position.
 
     Their own read-outs lose them too, and later positions lose these read-outs; each position still sees itself. With
-    ``event_context: own`` and no direct read-out nothing of these events is then left in any belief, as if they had
-    never been read, but for the places they keep.
+    ``event_context: own``, no direct read-out and nothing beside the network, nothing of these events is then left in
+    any belief, as if they had never been read, but for the places they keep.
     """
     gone = (events & batch.present).repeat_interleave(2, dim=1)
     own = torch.eye(gone.shape[1], dtype=torch.bool, device=gone.device)

@@ -137,6 +137,9 @@ def _sentence(text: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+BESIDE = {"linear_readout": "a regression", "tree_readout": "trees"}
+
+
 def _warnings(
     prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str, Any], model: TrajectoryModel
 ) -> list[str]:
@@ -159,14 +162,16 @@ def _warnings(
             "history adds."
         )
     if len(model.components) > 1:
-        network = dict(zip(model.targets, model.shares[0].tolist(), strict=True))
-        least, most = (edge(network, key=network.__getitem__) for edge in (min, max))
-        told = f"{network[least]:.0%} of a read-out of {least}"
-        if network[most] > network[least]:
-            told = f"between {told} and {network[most]:.0%} of one of {most}"
+        beside = " and ".join(BESIDE[name] for name in model.components[1:])
+        counted = {
+            target: f"{share:.0%}" for target, share in zip(model.targets, model.shares[0].tolist(), strict=True)
+        }
+        told = ", ".join(f"{share} of that of {target}" for target, share in counted.items())
+        if len(set(counted.values())) == 1:
+            told = next(iter(counted.values()))
         warnings.append(
-            f"The network counts for {told}; a regression and trees of what is known at that moment make the rest "
-            "(shares.json). Attention and activations do not show them. Ablations do."
+            f"Of a read-out the network counts for {told}; the rest is {beside} of what is known at that moment "
+            "(shares.json). Attention and activations do not show it. Ablations do."
         )
     return warnings
 

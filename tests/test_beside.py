@@ -1,0 +1,79 @@
+"""What stands beside the network, through a whole run: fitted, weighed, saved, loaded, and the same when cut short."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import FINETUNING
+
+from trajlm import finetuning
+from trajlm.flags import parse_recipe, recipe_parser
+from trajlm.trajectory import TrajectoryModel
+
+SHORT = ["--finetuning.epochs", "1", "--finetuning.baselines", "[]", "--finetuning.modality_dropout", "0.5"]
+
+
+class PowerCutError(Exception):
+    """The machine went away."""
+
+
+def recipe(prepared_folder, encoders_run, out, *flags):
+    places = ["--data", str(prepared_folder), "--encoders", str(encoders_run), "--out", str(out)]
+    return parse_recipe(recipe_parser("finetune.py", ""), [*FINETUNING, *SHORT, *flags, *places])
+
+
+@pytest.fixture(scope="module")
+def whole(prepared_folder, encoders_run, tmp_path_factory):
+    """A run that nothing interrupted."""
+    return finetuning.finetune(recipe(prepared_folder, encoders_run, tmp_path_factory.mktemp("beside") / "run"))
+
+
+def test_shares_are_written_saved_and_used(whole, prepared):
+    model = TrajectoryModel.from_pretrained(whole)
+    told = json.loads((whole / "shares.json").read_text())
+    assert list(told) == model.targets
+    for k, shares in enumerate(told.values()):
+        assert list(shares) == model.components == ["network", "linear_readout", "tree_readout"]
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert min(shares.values()) >= 0.1
+        np.testing.assert_allclose(list(shares.values()), model.shares[:, k].numpy(), atol=1e-6)
+    grown = json.loads((whole / "tree_readout.json").read_text())["targets"]
+    assert [grown[target]["trees"] for target in model.targets] == torch.bincount(model.trees.task).tolist()
+    said = pl.read_parquet(whole / "beliefs.parquet")
+    stay = said["stay_id"][0]
+    beliefs = ["belief_mortality", "belief_length_of_stay_hours"]
+    again = model.beliefs(prepared.timeline(stay)).select(beliefs)
+    np.testing.assert_allclose(
+        again.to_numpy(), said.filter(pl.col("stay_id") == stay).select(beliefs).to_numpy(), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("cut", ["fit_trees", "best_shares"])
+def test_a_run_cut_short_ends_as_one_that_was_not(cut, whole, prepared_folder, encoders_run, tmp_path, monkeypatch):
+    """Before the trees are grown, when the regression is fitted; and once the network has learned."""
+    asked = recipe(prepared_folder, encoders_run, tmp_path / "run")
+
+    def fail(*_, **__):
+        raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, cut, fail)
+        with pytest.raises(PowerCutError):
+            finetuning.finetune(asked)
+    resumed = finetuning.finetune(asked)
+    for name in ("shares.json", "tree_readout.json", "linear_readout.json"):
+        assert (resumed / name).read_text() == (whole / name).read_text()
+    ours, theirs = (pl.read_parquet(run / "beliefs.parquet") for run in (resumed, whole))
+    assert ours.equals(theirs)
+
+
+def test_trees_are_the_same_without_a_regression(whole, prepared_folder, encoders_run, tmp_path):
+    alone = recipe(prepared_folder, encoders_run, tmp_path / "run", "--finetuning.linear_readout", "false")
+    out = finetuning.finetune(alone)
+    assert not (out / "linear_readout.json").exists()
+    assert (out / "tree_readout.json").read_text() == (whole / "tree_readout.json").read_text()
+    assert "averaged with gradient-boosted trees of what" in (out / "README.md").read_text()
