@@ -120,6 +120,33 @@ def test_the_plan_holds_every_combination_once(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("setting", "anew"),
+    [("finetuning.epochs", [2]), ("backbone.tuning", [2]), ("pretraining.epochs", [1, 2]), ("encoder.heads", [1, 2])],
+)
+def test_only_stages_that_read_a_setting_are_run_anew_for_it(tmp_path, setting, anew):
+    """Whether the recipe holds it or the grid does."""
+    section, name = setting.split(".")
+    recipes = {}
+    for value in (2, 3):
+        recipes[value] = tmp_path / f"{value}" / "recipe.yaml"
+        recipes[value].parent.mkdir()
+        recipes[value].write_text(yaml.safe_dump({"seed": 0, section: {name: value}}))
+    given = GRID | {"raw": "release"}
+    by_recipe = []
+    for path in recipes.values():
+        shared = tmp_path / "recipe.yaml"
+        shared.write_text(path.read_text())
+        by_recipe.append([stage.identity for stage in plan(Grid(**given | {"recipe": str(shared)}), tmp_path)[0]])
+    fixed = given | {"recipe": str(recipes[2])}
+    by_grid = [plan(Grid(**fixed | {"settings": {setting: value}}), tmp_path)[0] for value in (2, 3)]
+    levels = [stage.level for stage in by_grid[0]]
+    changed = {level for level, *both in zip(levels, *by_recipe, strict=True) if len(set(both)) == 2}
+    assert sorted(changed) == anew
+    one, other = ([stage.identity for stage in stages] for stages in by_grid)
+    assert sorted({level for level, a, b in zip(levels, one, other, strict=True) if a != b}) == anew
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"sedes": [1]}, "'sedes' is not a key of a grid; the nearest is 'seeds'"),

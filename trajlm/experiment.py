@@ -36,6 +36,8 @@ from trajlm.summary import summarise
 
 DONE, RECORD = "stages.json", "grid.json"
 SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
+# Sections of a recipe that stages of a level do not read: preparation, pretraining, fine-tuning.
+LATER = ({"encoder", "pretraining", "backbone", "finetuning"}, {"backbone", "finetuning"}, set[str]())
 SEEDLESS = ("logistic", "severity")  # baselines that draw nothing at random
 # Settings that no baseline reads: beside them a baseline is the same in every variant.
 SEQUENCE_ALONE = {"finetuning." + name for name in (
@@ -125,9 +127,10 @@ def read_grid(path: Path, **replaced: str | None) -> Grid:
 
 @dataclass(frozen=True)
 class Stage:
-    """One process: ``out`` names the folder it fills, ``command`` what runs, ``reads`` a file it depends on.
+    """One process: ``out`` names the folder it fills, ``command`` what runs, ``reads`` the recipe it depends on.
 
-    Stages of one ``level`` need nothing of each other, only what those of lower levels leave.
+    Stages of one ``level`` need nothing of each other, only what those of lower levels leave. Nor do they read the
+    recipe's sections of later stages: to try another fine-tuning costs no second pretraining.
     """
 
     out: str
@@ -137,9 +140,10 @@ class Stage:
 
     @property
     def identity(self) -> str:
-        """Digest of the command and of the recipe it reads."""
-        parts = [*self.command, Path(self.reads).read_text()]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        """Digest of the command and of what it reads of the recipe."""
+        recipe = yaml.safe_load(Path(self.reads).read_text()) or {}
+        read = {name: value for name, value in recipe.items() if name not in LATER[self.level]}
+        return hashlib.sha256(json.dumps([*self.command, read], sort_keys=True).encode()).hexdigest()
 
 
 def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
@@ -155,7 +159,7 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
         for seed in grid.seeds:
             encoders = str(out / home / f"encoders-seed-{seed}")
             if "contrastive" in grid.encoders:
-                command = _script("pretrain.py", grid, out=encoders, data=data, seed=seed)
+                command = _script("pretrain.py", _until(grid, 1), out=encoders, data=data, seed=seed)
                 stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command, 1))
             for start in grid.encoders:
                 for backbone in grid.backbones:
@@ -204,6 +208,12 @@ def _prepare(grid: Grid, split: int | str, data: str) -> list[str]:
     which = ["--seed", str(split)] if isinstance(split, int) else ["--splits", split]
     command = [sys.executable, "-m", "trajlm.cli", "prepare", "--config", grid.recipe, "--raw", str(grid.raw)]
     return [*command, "--out", data, *which]
+
+
+def _until(grid: Grid, level: int) -> Grid:
+    """The grid without the settings of later stages."""
+    kept = {key: value for key, value in grid.settings.items() if key.split(".")[0] not in LATER[level]}
+    return dataclasses.replace(grid, settings=kept)
 
 
 def _script(name: str, grid: Grid, **flags: Any) -> list[str]:
