@@ -15,7 +15,7 @@ from trajlm import tree_readout as module
 from trajlm.errors import TrajlmError
 from trajlm.readings import Readings
 from trajlm.tasks import build_tasks
-from trajlm.tree_readout import TreeReadout, as_tensors, fit_trees
+from trajlm.tree_readout import DRAWS, TreeReadout, as_tensors, fit_trees
 
 LENGTHS = [7, 1, 5, 3]
 
@@ -101,10 +101,14 @@ def test_fitted_trees_say_what_lightgbm_says(monkeypatch):
     rows[::3, ::2] = float("nan")
     rows[1::3] = float("nan")  # the last input too, of which no training read-out missed a value
     mine = trees.readouts(rows).numpy()
-    for k, (task, booster) in enumerate(zip(tasks, boosters, strict=True)):
-        theirs = booster.predict(rows.numpy(), raw_score=True, num_iteration=booster.best_iteration)
-        np.testing.assert_allclose(mine[:, k], theirs + float(task.shift), rtol=1e-9, atol=1e-9)
-        assert found["targets"][task.target]["trees"] == booster.best_iteration == int((trees.task == k).sum())
+    assert len(boosters) == 2 * DRAWS
+    for k, task in enumerate(tasks):
+        own = boosters[k * DRAWS : (k + 1) * DRAWS]
+        each = [b.predict(rows.numpy(), raw_score=True, num_iteration=b.best_iteration) for b in own]
+        assert not np.allclose(each[0], each[1])
+        np.testing.assert_allclose(mine[:, k], np.mean(each, axis=0) + float(task.shift), rtol=1e-9, atol=1e-9)
+        count = sum(b.best_iteration for b in own)
+        assert found["targets"][task.target]["trees"] == count == int((trees.task == k).sum())
     assert (mine.std(axis=0) > 0.01).all()
 
 

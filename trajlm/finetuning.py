@@ -291,10 +291,11 @@ def _fitted_beside(work: Finetuning, model: TrajectoryModel, readout: LinearRead
 
     torch.manual_seed(work.recipe.seed)  # a resumed run ablates what an uninterrupted one does
     learnt = most_stays(readout.width, work.splits.train, work.recipe.seed)
-    train, tuning = read(learnt, config.modality_dropout), read(work.splits.tuning, 0.0)
+    tuning = read(work.splits.tuning, 0.0)
     if isinstance(readout, LinearReadout):
-        return fit_linear(readout, tasks, train, tuning)
-    return fit_trees(readout, tasks, train, tuning, work.recipe.seed)
+        return fit_linear(readout, tasks, read(learnt, config.modality_dropout), tuning)
+    # To trees, that something is missing tells something; what is ablated at random would blur it.
+    return fit_trees(readout, tasks, read(learnt, 0.0), tuning, work.recipe.seed)
 
 
 def _choose_shares(work: Finetuning, model: TrajectoryModel) -> None:

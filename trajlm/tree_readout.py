@@ -27,6 +27,7 @@ from trajlm.views import STATE_PARTS
 LEAVES = 15  # of a tree, at most
 LEAST_STAYS = 20  # in a leaf, in terms of their mean number of read-outs
 ROUNDS, STOP_AFTER, RATE = 800, 60, 0.03
+DRAWS = 4  # forests whose mean is read: a few hundred trees of a few thousand stays are a matter of chance
 ROUNDS_UNTUNED = 300  # where no tuning stay has a known target
 FEATURE_SHARE, ROW_SHARE, PENALTY = 0.2, 0.5, 1.0
 CELLS_AT_ONCE = 250_000  # trees times read-outs, about what a cache holds
@@ -139,9 +140,9 @@ def fit_trees(
 ) -> dict[str, Any]:
     """Grow trees for each task: cross-entropy, or squared error of standardised log(1 + hours).
 
-    As many as have the least loss on the tuning stays. Classes are not balanced, as in the regression's fit
-    (:func:`trajlm.linear_readout.fit_linear`). A probability with one outcome alone is believed as often as it was
-    seen, counting one stay of each outcome more.
+    DRAWS forests, each of as many trees as have the least loss on the tuning stays, and their mean. Classes are not
+    balanced, as in the regression's fit (:func:`trajlm.linear_readout.fit_linear`). A probability with one outcome
+    alone is believed as often as it was seen, counting one stay of each outcome more.
 
     Args:
         trees: gets them.
@@ -150,7 +151,7 @@ def fit_trees(
         seed: of the shares of features and rows that a tree sees.
 
     Returns:
-        by target the number of trees and their tuning loss.
+        by target the number of trees and the mean of the forests' tuning losses.
     """
     grown: list[dict[str, Any]] = []
     told: dict[str, Any] = {"read_outs": len(train.share), "stays": train.stays, "targets": {}}
@@ -160,7 +161,12 @@ def fit_trees(
         found, loss = list[dict[str, Any]](), None
         trees.base[k] = task.shift
         if len(np.unique(own[1])) > 1:
-            found, loss = _grow(task, own, watched, len(own[1]) / train.stays, seed)
+            forests = [
+                _grow(task, own, watched, len(own[1]) / train.stays, DRAWS * seed + draw) for draw in range(DRAWS)
+            ]
+            found = [tree for forest, _ in forests for tree in forest]
+            losses = [each for _, each in forests if each is not None]
+            loss = float(np.mean(losses)) if losses else None
         elif task.kind == "probability":
             chance = (float(own[1] @ own[2]) + 1) / (float(own[2].sum()) + 2)
             trees.base[k] += float(np.log(chance / (1 - chance)))
@@ -169,6 +175,7 @@ def fit_trees(
         told["targets"][task.target] = {"trees": len(found), "tuning_loss": loss}
     for name, tensor in as_tensors(grown, owners).items():
         trees.set(name, tensor)
+    trees.value.div_(DRAWS)
     return told
 
 
