@@ -77,3 +77,24 @@ def test_trees_are_the_same_without_a_regression(whole, prepared_folder, encoder
     assert not (out / "linear_readout.json").exists()
     assert (out / "tree_readout.json").read_text() == (whole / "tree_readout.json").read_text()
     assert "averaged with gradient-boosted trees of what" in (out / "README.md").read_text()
+
+
+def test_baselines_that_are_done_are_not_fitted_again(prepared_folder, encoders_run, tmp_path, monkeypatch):
+    given = ["--finetuning.baselines", '["mlp", "logistic"]', "--finetuning.baseline_trials", "1"]
+    asked = recipe(prepared_folder, encoders_run, tmp_path / "run", *given, "--finetuning.baseline_epochs", "1")
+
+    def fail(*_, **__):
+        raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, "train_sequence", fail)
+        with pytest.raises(PowerCutError):
+            finetuning.finetune(asked)
+    done = {arm: (tmp_path / "run" / arm / "beliefs.parquet").read_bytes() for arm in ("static_mlp", "logistic")}
+    monkeypatch.setattr(finetuning, "FusionArm", fail)
+    monkeypatch.setattr(finetuning, "tabular_beliefs", fail)
+    out = finetuning.finetune(asked)
+    arms = json.loads((out / "metrics.json").read_text())["arms"]["held_out"]
+    assert {"sequence", "static_mlp", "logistic"} <= set(arms)
+    for arm, before in done.items():
+        assert pl.read_parquet(out / arm / "beliefs.parquet").equals(pl.read_parquet(before))

@@ -332,15 +332,24 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
 
 
 def train_baselines(work: Finetuning, known: KnownLatents) -> dict[str, pl.DataFrame]:
-    """Beliefs of every baseline asked for, by arm; those on summary features are fitted by the main process alone."""
+    """Beliefs of every baseline asked for, by arm; those on summary features are fitted by the main process alone.
+
+    What an interrupted run had finished is read.
+    """
     found, config = {}, work.recipe.finetuning
+    kept = {arm: path for arm in BASELINE_ARMS.values() if (path := beliefs_path(work.run.path, arm)).exists()}
+    work.accelerator.wait_for_everyone()  # all have looked before one writes
     for name in config.baselines:
         arm = BASELINE_ARMS[name]
-        if name in FUSIONS:
+        if arm in kept:
+            found[arm] = pl.read_parquet(kept[arm])
+        elif name in FUSIONS:
             found[arm] = FusionArm(
                 name, work.recipe, work.prepared, work.latents, work.splits, work.targets, work.run,
                 work.accelerator, known,
             ).beliefs()  # fmt: skip
+            if work.run.main:
+                write_beliefs(beliefs_path(work.run.path, arm), found[arm])
         elif work.run.main and name == SEVERITY:
             for score in scores_of(work.prepared):
                 own = f"{SEVERITY}_{score.removeprefix(SCORE_PREFIX)}"
