@@ -9,9 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from PIL import Image
 from report_example import TARGETS, attention_map, example_report, stay_page
+from test_trajectory import RICH, toy_model
 
+from trajlm.report.build import _network_counts
 from trajlm.report.figures import summary_figures
 from trajlm.report.glance import SPARK_HEIGHT, SPARK_WIDTH, cards, spark, stay_lines
 from trajlm.report.links import LARGEST, readout_links
@@ -180,3 +183,18 @@ def test_figures_are_whole_and_the_same_each_time(tmp_path):
         else:
             ET.parse(file)
     assert "costs $5 and $6" in (tmp_path / "two/ablation_mortality.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("beside", "shares", "told"),
+    [
+        ({}, [0.1, 0.3], "10% of the read-out of in-hospital death and 30% of the read-out of length of stay; the rest"),
+        ({}, [0.2, 0.2], "20% of every read-out; the rest is a regression and trees of what"),
+        ({"linear": False}, [0.5, 0.5], "50% of every read-out; the rest is trees of what"),
+        ({"trees": False}, [0.5, 0.5], "50% of every read-out; the rest is a regression of what"),
+    ],
+)  # fmt: skip
+def test_how_much_passes_the_network_is_said(beside, shares, told):
+    model = toy_model(**RICH | beside)
+    model.shares[0] = torch.tensor(shares)
+    assert _network_counts(model).startswith(f"The network counts for {told}")

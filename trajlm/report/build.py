@@ -138,6 +138,24 @@ def _sentence(text: str) -> str:
 
 
 BESIDE = {"linear_readout": "a regression", "tree_readout": "trees"}
+MOST_NAMED = 4  # targets in a sentence
+
+
+def _network_counts(model: TrajectoryModel) -> str:
+    """How much of a read-out passes the network, and what the rest is."""
+    beside = " and ".join(BESIDE[name] for name in model.components[1:])
+    counted = [f"{share:.0%}" for share in sorted(model.shares[0].tolist())]
+    if counted[0] == counted[-1]:
+        told = f"{counted[0]} of every read-out"
+    elif len(counted) > MOST_NAMED:
+        told = f"{counted[0]} to {counted[-1]} of a read-out (shares.json)"
+    else:
+        shares = zip(model.fitted_tasks, model.shares[0].tolist(), strict=True)
+        told = " and ".join(f"{share:.0%} of the read-out of {task.title}" for task, share in shares)
+    return (
+        f"The network counts for {told}; the rest is {beside} of what is known at that moment. Attention and "
+        "activations do not show it. Ablations do."
+    )
 
 
 def _warnings(
@@ -162,17 +180,7 @@ def _warnings(
             "history adds."
         )
     if len(model.components) > 1:
-        beside = " and ".join(BESIDE[name] for name in model.components[1:])
-        counted = {
-            target: f"{share:.0%}" for target, share in zip(model.targets, model.shares[0].tolist(), strict=True)
-        }
-        told = ", ".join(f"{share} of that of {target}" for target, share in counted.items())
-        if len(set(counted.values())) == 1:
-            told = next(iter(counted.values()))
-        warnings.append(
-            f"Of a read-out the network counts for {told}; the rest is {beside} of what is known at that moment "
-            "(shares.json). Attention and activations do not show it. Ablations do."
-        )
+        warnings.append(_network_counts(model))
     return warnings
 
 
