@@ -188,7 +188,7 @@ def test_figures_are_whole_and_the_same_each_time(tmp_path):
 @pytest.mark.parametrize(
     ("beside", "shares", "told"),
     [
-        ({}, [0.1, 0.3], "10% of the read-out of in-hospital death and 30% of the read-out of length of stay; the rest"),
+        ({}, [0.1, 0.3], "10% of the read-out of in-hospital death and 30% of the read-out of length of stay; the"),
         ({}, [0.2, 0.2], "20% of every read-out; the rest is a regression and trees of what"),
         ({"linear": False}, [0.5, 0.5], "50% of every read-out; the rest is trees of what"),
         ({"trees": False}, [0.5, 0.5], "50% of every read-out; the rest is a regression of what"),
