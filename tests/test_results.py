@@ -225,6 +225,13 @@ def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
         Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", odd.path)], RESAMPLES)
 
 
+def test_a_run_that_is_not_finished_is_named(made, tmp_path):
+    begun = made_run(tmp_path, "split-0", 7, "scratch-tiny", False)
+    (begun.path / "metrics.json").unlink()
+    with pytest.raises(TrajlmError, match=r"scratch-tiny-seed-7: fine-tuning has not finished there"):
+        Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", begun.path)], RESAMPLES)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "metric", "expected"),
     [

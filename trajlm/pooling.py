@@ -79,9 +79,9 @@ class Pool:
     def __init__(self, runs: Sequence[GridRun], resamples: int, seed: int = 0) -> None:
         self.runs, self.resamples, self.seed = list(runs), resamples, seed
         self.splits = list(dict.fromkeys(run.split for run in runs))
-        metrics = {run.path: json.loads((run.path / "metrics.json").read_text()) for run in runs}
         for split in self.splits:
             load_runs([run.path for run in runs if run.split == split])
+        metrics = {run.path: json.loads((run.path / "metrics.json").read_text()) for run in runs}
         first = metrics[runs[0].path]
         self.targets = [t | {"members": [t["name"]]} for t in first["targets"] if t["group"] is None]
         self.targets += [{"name": g["name"], "kind": "group", "title": g["title"], "members": g["targets"]}
