@@ -337,12 +337,12 @@ def train_baselines(work: Finetuning, known: KnownLatents) -> dict[str, pl.DataF
     What an interrupted run had finished is read.
     """
     found, config = {}, work.recipe.finetuning
-    kept = {arm: path for arm in BASELINE_ARMS.values() if (path := beliefs_path(work.run.path, arm)).exists()}
+    kept = {name for name in FUSIONS if beliefs_path(work.run.path, BASELINE_ARMS[name]).exists()}
     work.accelerator.wait_for_everyone()  # all have looked before one writes
     for name in config.baselines:
         arm = BASELINE_ARMS[name]
-        if arm in kept:
-            found[arm] = pl.read_parquet(kept[arm])
+        if name in kept:
+            found[arm] = pl.read_parquet(beliefs_path(work.run.path, arm))
         elif name in FUSIONS:
             found[arm] = FusionArm(
                 name, work.recipe, work.prepared, work.latents, work.splits, work.targets, work.run,
