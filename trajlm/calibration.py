@@ -16,6 +16,10 @@ LOG_TEMPERATURES = (-4.0, 4.0)  # searched between
 STEPS = 120  # of the golden section: the bracket ends far below 1e-9
 
 CALIBRATION_METRICS = ("adaptive_calibration_error", "brier_skill_score")
+CALIBRATION_NOTE = (
+    "Scaled: log odds divided by one temperature, fitted on the tuning stays of each run. Resampled stays scatter more "
+    "about their bins than the stays themselves do, so the interval of a calibration error lies high, even above it."
+)
 CALIBRATION_COLUMNS: dict[str, pl.DataType] = {
     "target": pl.String(), "scaling": pl.String(), "temperature": pl.Float64(), "metric": pl.String(),
     "value": pl.Float64(), "low": pl.Float64(), "high": pl.Float64(), "stays": pl.Int64(),

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.arms import ARM_TITLES, SEQUENCE
+from trajlm.calibration import CALIBRATION_NOTE
 from trajlm.checkpoint import write_text
 from trajlm.compared import Arm, Run, load_runs, sequence_arms, static_arms
 from trajlm.errors import TrajlmError
@@ -197,9 +198,9 @@ def _calibration_table(arms: Sequence[Arm], targets: Sequence[dict[str, Any]], f
     best = {(row, place) for place, (column, (_, metric, _, _)) in enumerate(zip(cells, columns, strict=True), start=3)
             for row in _best(column, metric)}  # fmt: skip
     rows = [[*arm.labels, *(_shown(column[i]) for column in cells)] for i, arm in enumerate(arms)]
-    note = "Scaled: log odds divided by one temperature, fitted on the tuning stays."
     title = "Calibration on held-out stays at the end of the window"
-    return Table(title, [*LABELS, *(c[-1] for c in columns)], rows, best, f"{BOLD if best else ''} {note}".strip())
+    note = f"{BOLD if best else ''} {CALIBRATION_NOTE}".strip()
+    return Table(title, [*LABELS, *(c[-1] for c in columns)], rows, best, note)
 
 
 def _paired_tables(sequences: Sequence[Arm], target: dict[str, Any], found: pl.DataFrame) -> list[Table]:

@@ -222,9 +222,8 @@ def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
         recipe, work.prepared, encoders, fitted_tasks(recipe, work.targets, work.splits), work.accelerator.device
     )
     tasks = model.fitted_tasks
-    for name, readout in (("linear_readout", model.linear), ("tree_readout", model.trees)):
-        if readout is not None:
-            _fit_beside(work, model, name, readout)
+    for name, readout in model.beside.items():
+        _fit_beside(work, model, name, readout)
     lengths = np.array([len(work.latents.rows(stay, config.max_events)) for stay in work.splits.train])
     stage = Stage(
         SEQUENCE,

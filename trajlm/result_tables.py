@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from trajlm.calibration import CALIBRATION_NOTE
 from trajlm.metrics import LANDMARKS
 from trajlm.pooling import CALIBRATION, SCALED, Pool
 from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title, signed
@@ -134,8 +135,7 @@ def calibration_table(values: pl.DataFrame, pool: Pool) -> Table:
         cells = [NOT_DEFINED if row is None else interval(row["value"], row["low"], row["high"]) for row in found]
         rows.append([*_labels(arm, runs), *cells])
     titles = [measure(t, m.removesuffix(SCALED)) + (", scaled" if m.endswith(SCALED) else "") for t, m in columns]
-    note = "Scaled: log odds divided by one temperature, fitted on the tuning stays of each run."
-    return Table(f"Calibration at the {END}", [*LABELS, *titles], rows, set(), note)
+    return Table(f"Calibration at the {END}", [*LABELS, *titles], rows, set(), CALIBRATION_NOTE)
 
 
 def sizes_table(pool: Pool, metrics: dict[str, dict[str, Any]]) -> Table:

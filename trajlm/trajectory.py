@@ -327,17 +327,23 @@ class TrajectoryModel(nn.Module):
     def _beside(self, batch: TrajectoryBatch, inputs: list[Tensor] | None = None) -> list[Tensor]:
         """Read-outs float[B, S, K] of what stands beside the network, in order of ``components``."""
         found = []
-        if self.linear is not None:
-            found.append(self.linear(self.inputs(batch) if inputs is None else inputs, batch))
-        if self.trees is not None:
-            found.append(self.trees(batch))
+        for readout in self.beside.values():
+            if isinstance(readout, LinearReadout):
+                found.append(readout(self.inputs(batch) if inputs is None else inputs, batch))
+            else:
+                found.append(readout(batch))
         return found
+
+    @property
+    def beside(self) -> dict[str, LinearReadout | TreeReadout]:
+        """What stands beside the network, by the setting that asks for it."""
+        asked = {"linear_readout": self.linear, "tree_readout": self.trees}
+        return {name: readout for name, readout in asked.items() if readout is not None}
 
     @property
     def components(self) -> list[str]:
         """P names of what read-outs are averaged of, the network first."""
-        beside = {"linear_readout": self.linear, "tree_readout": self.trees}
-        return ["network", *(name for name, readout in beside.items() if readout is not None)]
+        return ["network", *self.beside]
 
     @torch.no_grad()
     def apart(self, batch: TrajectoryBatch) -> Tensor:
