@@ -232,6 +232,16 @@ def test_a_run_that_is_not_finished_is_named(made, tmp_path):
         Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", begun.path)], RESAMPLES)
 
 
+def test_a_folder_without_a_finished_grid_says_what_to_do(made, tmp_path):
+    with pytest.raises(TrajlmError, match=r"nowhere: no such folder; name the --out of a finished `trajlm exp"):
+        results([tmp_path / "nowhere"], tmp_path / "page.md")
+    with pytest.raises(TrajlmError, match=r"expected grid\.json of a finished grid; run the same `trajlm exp"):
+        results([tmp_path], tmp_path / "page.md")
+    (tmp_path / "grid.json").write_text((made.root / "grid.json").read_text())
+    with pytest.raises(TrajlmError, match=r"scratch-tiny-seed-0: no such run any more; run the same `trajlm exp"):
+        results([tmp_path], tmp_path / "page.md")
+
+
 @pytest.mark.parametrize(
     ("low", "high", "metric", "expected"),
     [

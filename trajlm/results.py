@@ -84,12 +84,23 @@ def results(folders: Sequence[Path], out: Path) -> None:
 
 
 def read_found(folder: Path) -> Found:
-    """A grid's folder, as its ``grid.json`` tells."""
+    """A grid's folder, as its ``grid.json`` tells.
+
+    Raises:
+        TrajlmError: no such folder, a grid that is not finished, or a run of it that is gone.
+    """
     path = folder / RECORD
+    if not folder.is_dir():
+        raise TrajlmError(f"{folder}: no such folder; name the --out of a finished `trajlm experiment`")
     if not path.is_file():
-        raise TrajlmError(f"{folder}: expected {RECORD}, which `trajlm experiment` writes when every stage is done")
+        raise TrajlmError(
+            f"{folder}: expected {RECORD} of a finished grid; run the same `trajlm experiment` again to go on with it"
+        )
     record = json.loads(path.read_text())
     runs = [GridRun(run["split"], run["seed"], run["arm"], folder / run["path"]) for run in record["runs"]]
+    gone = [run.path for run in runs if not run.path.is_dir()]
+    if gone:
+        raise TrajlmError(f"{gone[0]}: no such run any more; run the same `trajlm experiment` again to make it anew")
     resamples = min(read_run(run.path)["recipe"]["finetuning"]["bootstrap_resamples"] for run in runs)
     return Found(folder, record, runs, Pool(runs, resamples))
 
