@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trajlm.arms import MACRO
-from trajlm.metrics import METRICS, bootstrap_interval, paired_difference_interval
+from trajlm.metrics import METRICS, bootstrap_interval, bootstrap_values, paired_difference_interval
 
 REPEATS, PEOPLE, RESAMPLES = 150, 120, 200
 # With the true rate 0.95, fewer than 0.88 or all of 150 would be seen about once in a thousand repeats of this test;
@@ -79,3 +79,28 @@ def test_intervals_of_a_macro_mean_hold_its_true_value_where_classes_are_rare():
         held.append(low <= truth <= high)
     assert without > 2
     assert LEAST - 0.04 <= np.mean(held) < 1
+
+
+@pytest.mark.parametrize("name", ["adaptive_calibration_error", "macro_auprc"])
+def test_reflected_intervals_hold_what_chance_raises_far_more_often_than_percentiles(name):
+    """Ten classes, half of them rare; risks of one class that are too bold."""
+    offsets, boldness = (np.array([-4.5] * 5 + [-2.2] * 5), 1.0) if name == "macro_auprc" else (np.array([-2.2]), 1.3)
+    metric = MACRO.get(name) or METRICS[name][0]
+
+    def sample(rng: np.random.Generator, people: int) -> tuple[np.ndarray, np.ndarray]:
+        odds = 1.2 * rng.normal(size=(people, len(offsets)))
+        y = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds - offsets))).astype(float)
+        b = 1 / (1 + np.exp(-boldness * odds - offsets))
+        return (y, b) if name == "macro_auprc" else (y[:, 0], b[:, 0])
+
+    rng = np.random.default_rng(3)
+    truth = float(metric(*sample(rng, 400_000)))
+    held, plain = [], []
+    for i in range(80):
+        y, b = sample(rng, 350)
+        low, high = bootstrap_interval(metric, y, b, np.arange(350), 100, i)
+        held.append(low <= truth <= high)
+        ends = np.quantile(bootstrap_values(metric, y, b, np.arange(350), 100, i), [0.025, 0.975])
+        plain.append(ends[0] <= truth <= ends[1])
+    assert np.mean(plain) < 0.6
+    assert np.mean(held) > 0.75

@@ -80,6 +80,8 @@ def made_run(root, split, seed, arm, logistic):
     if logistic:
         arms["logistic"] = made_beliefs(split, 1.2, 2000 + SPLITS.index(split), (30.0,), landmark=True)
         arms["sequence_and_logistic"] = made_beliefs(split, 0.1, 3000 + SPLITS.index(split), (1.0, 30.0))
+    if start == "contrastive":
+        arms["network"] = made_beliefs(split, 0.2, 4000 + number, (1.0, 30.0))
     recipe = Recipe(data="prepared", out=str(folder), encoders="scratch" if start == "scratch" else "somewhere",
                     finetuning=FinetuningConfig(bootstrap_resamples=RESAMPLES))  # fmt: skip
     stays = cohort().with_columns(split=split_of(split))
@@ -206,17 +208,23 @@ def test_a_difference_is_to_the_static_arm_that_was_best_on_the_tuning_stays(mad
         return float(np.mean([roc_auc_score(t["target_mortality"], t["belief_mortality"]) for t in tables]))
 
     target = made.pool.targets[0]
-    moved = []
-    for split in SPLITS:
-        best = max(statics, key=lambda arm: mean_of(*statics[arm], split, "tuning"))
-        assert made.pool.best_static(target, None, split) == best
-        own = mean_of("sequence", "contrastive", split, "held_out")
-        moved.append(own - mean_of(*statics[best], split, "held_out"))
+    best = max(statics, key=lambda arm: np.mean([mean_of(*statics[arm], split, "tuning") for split in SPLITS]))
+    assert made.pool.best_static(target, None) == best
+
+    def minus(rival):
+        return np.mean([mean_of("sequence", "contrastive", s, "held_out") - mean_of(*statics[rival], s, "held_out")
+                        for s in SPLITS])  # fmt: skip
+
     row = row_of(made.pool.differences(), "sequence model, contrastive-tiny", "mortality", None, "auroc")
-    assert row["value"] == pytest.approx(np.mean(moved), abs=1e-12)
-    assert made.pool.best_sequence(target, averaged=False) == "sequence model, contrastive-tiny"
+    assert row["value"] == pytest.approx(minus(best), abs=1e-12)
+    for rival in statics:
+        moved = made.pool.difference((row["arm"], "mortality", None, "auroc"), rival)
+        assert made.pool.spread(moved)[0] == pytest.approx(minus(rival), abs=1e-12)
+    assert made.pool.best_sequence(target, "whole") == "sequence model, contrastive-tiny"
     averaged = "sequence model and logistic regression, averaged, scratch-tiny"
-    assert made.pool.best_sequence(target, averaged=True) == averaged
+    assert made.pool.best_sequence(target, "averaged") == averaged
+    network = "sequence model's network alone, contrastive-tiny"
+    assert made.pool.chosen(target) == ["sequence model, contrastive-tiny", averaged, network]
 
 
 def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
@@ -271,7 +279,7 @@ def test_the_page(made, tmp_path):
         how = standing(of["low"], of["high"], "auroc")
         line = next(s for s in page.splitlines() if s.startswith(f"- In-hospital death, AUROC: {start}"))
         assert f"{how} the best static arm at" in line
-        assert ("It loses nowhere" in line) == (how != "behind")
+        assert ("It loses at" in line) == (how == "behind")
         assert f"{of['value']:+.3f}".replace("-", "−") in line
     assert standing(averaged["low"], averaged["high"], "auroc") == "behind"
     assert "trajlm experiment made.yaml --out runs/made" in page
@@ -281,6 +289,8 @@ def test_the_page(made, tmp_path):
     widths = [line.count("|") - line.count(r"\|") for line in page.splitlines() if line.startswith("|")]
     assert len(set(widths)) > 1
     assert "In-hospital death, AUROC" in page
+    assert "the network alone is an arm of its own" in page
+    assert "- In-hospital death, AUROC: the sequence model's network alone (contrastive-tiny)" in page
     assert "Calibration at the end of window" in page
     with pytest.raises(TrajlmError, match="different names"):
         results([made.root, made.root], tmp_path / "again.md")

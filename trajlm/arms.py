@@ -27,6 +27,7 @@ from trajlm.schema import HELD_OUT, TUNING
 from trajlm.tasks import GROUP_TITLES, Task
 
 SEQUENCE = "sequence"
+NETWORK = "network"  # what the sequence model would say without the regression and trees beside it
 # By the name in finetuning.baselines, the arm's name in metrics.json and of its folder in the run.
 # Severity is one arm for each score that the release has: severity_<name>.
 SEVERITY = "severity"
@@ -34,6 +35,7 @@ BASELINE_ARMS = {"mlp": "static_mlp", "lstm": "static_lstm", "logistic": "logist
                  SEVERITY: SEVERITY}  # fmt: skip
 ARM_TITLES = {
     SEQUENCE: "sequence model",
+    NETWORK: "sequence model's network alone",
     "static_mlp": "static MLP (late fusion)",
     "static_lstm": "static LSTM (late fusion)",
     "logistic": "logistic regression (summary features)",
@@ -59,8 +61,8 @@ MACRO: dict[str, Metric] = {"macro_auroc": macro_auroc, "macro_auprc": macro_aup
 
 
 def is_sequence(arm: str) -> bool:
-    """Whether an arm is the sequence model, alone or averaged with a baseline."""
-    return arm == SEQUENCE or arm in ENSEMBLES.values()
+    """Whether an arm is the sequence model, its network alone, or either averaged with a baseline."""
+    return arm in (SEQUENCE, NETWORK) or arm in ENSEMBLES.values()
 
 
 def beliefs_path(run: Path, arm: str) -> Path:

@@ -17,8 +17,8 @@ STEPS = 120  # of the golden section: the bracket ends far below 1e-9
 
 CALIBRATION_METRICS = ("adaptive_calibration_error", "brier_skill_score")
 CALIBRATION_NOTE = (
-    "Scaled: log odds divided by one temperature, fitted on the tuning stays of each run. Resampled stays scatter more "
-    "about their bins than the stays themselves do, so the interval of a calibration error lies high, even above it."
+    "Scaled: log odds divided by one temperature, fitted on the tuning stays of each run. Chance raises a calibration "
+    "error; its interval allows for that and may lie below it."
 )
 CALIBRATION_COLUMNS: dict[str, pl.DataType] = {
     "target": pl.String(), "scaling": pl.String(), "temperature": pl.Float64(), "metric": pl.String(),

@@ -17,6 +17,7 @@ from trajlm.adapters import require_learning_adapters
 from trajlm.arms import (
     BASELINE_ARMS,
     ENSEMBLES,
+    NETWORK,
     SEQUENCE,
     SEVERITY,
     beliefs_path,
@@ -183,7 +184,7 @@ def finetune(recipe: Recipe) -> Path:
             prepared, encoders, splits.all, run.path / "latents_known", key, accelerator.main_process_first
         )
         arms = train_baselines(work, known)
-        arms = {SEQUENCE: train_sequence(work, encoders)} | arms
+        arms = train_sequence(work, encoders) | arms
     if run.main:
         _conclude(work, arms | ensembles(work, arms))
     accelerator.wait_for_everyone()
@@ -214,8 +215,11 @@ def _backbone_rate_factor(recipe: Recipe) -> float:
     return 1.0 if starts_at_random(recipe.backbone) else 0.25
 
 
-def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> pl.DataFrame:
-    """Fine-tune the sequence model, save it, and return its beliefs after every event."""
+def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> dict[str, pl.DataFrame]:
+    """Fine-tune the sequence model, save it, and return its beliefs after every event, by arm.
+
+    Where something stands beside its network, what the network alone would have said is an arm of its own.
+    """
     config, recipe = work.recipe.finetuning, work.recipe
     torch.manual_seed(recipe.seed)
     model = build_trajectory_model(
@@ -318,16 +322,20 @@ def _choose_shares(work: Finetuning, model: TrajectoryModel) -> None:
 
 
 @torch.no_grad()
-def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> pl.DataFrame:
-    frames = []
+def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> dict[str, pl.DataFrame]:
+    frames: dict[str, list[pl.DataFrame]] = {}
     size = work.recipe.finetuning.batch_size
     for split in (TUNING, HELD_OUT):
         stays = work.by_length(work.splits.of(split))
         for start in range(0, len(stays), size):
             batch = work.trajectories(stays[start : start + size]).to(work.accelerator.device)
-            frame = model.belief_frame(batch, model(batch).readouts, counted=True)
-            frames.append(frame.with_columns(pl.lit(split).alias("split")))
-    return pl.concat(frames).sort("stay_id", "event_index")
+            said = {SEQUENCE: model(batch).readouts}
+            if len(model.components) > 1:
+                said[NETWORK] = model.apart(batch)[:, :, 0]
+            for arm, readouts in said.items():
+                frame = model.belief_frame(batch, readouts, counted=True)
+                frames.setdefault(arm, []).append(frame.with_columns(pl.lit(split).alias("split")))
+    return {arm: pl.concat(parts).sort("stay_id", "event_index") for arm, parts in frames.items()}
 
 
 def train_baselines(work: Finetuning, known: KnownLatents) -> dict[str, pl.DataFrame]:

@@ -35,6 +35,7 @@ from trajlm.scores import (
 __all__ = [
     "LANDMARKS",
     "METRICS",
+    "RAISED_BY_CHANCE",
     "Estimate",
     "Metric",
     "ReliabilityCurve",
@@ -62,6 +63,8 @@ __all__ = [
 Kind = Literal["probability", "hours"]
 # Hours since admission at which every run is reported; None is the end of the window.
 LANDMARKS: tuple[float | None, ...] = (6.0, 12.0, 24.0, 48.0, None)
+# Chance alone raises these, in a resample about as much again as in the sample: their intervals are reflected.
+RAISED_BY_CHANCE: tuple[Metric, ...] = (adaptive_calibration_error, macro_auprc)
 _BLOCK = 1 << 18  # weights held at once: resamples are worked through in blocks that stay in the cache
 
 # What is reported of each kind of belief.
@@ -100,10 +103,14 @@ def bootstrap_values(
     return np.concatenate([np.empty(0), *blocks])
 
 
-def interval_of(values: FloatArray, people: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the defined ones of ``values: float[resamples]``.
+def interval_of(
+    values: FloatArray, people: int, level: float = 0.95, about: float | None = None
+) -> tuple[float, float]:
+    """Percentile interval of the defined ones of ``values: float[resamples]``, reflected if ``about`` is given.
 
-    NaN where fewer than half are defined, or with fewer than two people to draw from.
+    What chance raises lies higher in resamples than in the sample, and there higher than in truth: the interval from
+    2 about - high to 2 about - low, cut to [0, 1], allows for it (the basic bootstrap interval of Davison and Hinkley
+    1997). NaN where fewer than half are defined, or with fewer than two people to draw from.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, came {level}")
@@ -111,6 +118,8 @@ def interval_of(values: FloatArray, people: int, level: float = 0.95) -> tuple[f
     if people < 2 or not len(defined) or 2 * len(defined) < len(values):
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    if about is not None:
+        low, high = np.clip([2 * about - high, 2 * about - low], 0, 1)
     return float(low), float(high)
 
 
@@ -125,11 +134,13 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of a metric over resamples of patients, all stays of a patient moving together.
 
+    Of ``RAISED_BY_CHANCE`` it is reflected about the figure (:func:`interval_of`).
     Resamples in which the metric is undefined are left out (:func:`bootstrap_values` shows which). Both ends are NaN
     where it is defined in fewer than half, and where there are fewer than two patients to draw from.
     """
     values = bootstrap_values(metric, target, belief, subjects, resamples, seed)
-    return interval_of(values, len(np.unique(np.asarray(subjects))), level)
+    about = float(metric(target, belief)) if metric in RAISED_BY_CHANCE and len(np.asarray(target)) else None
+    return interval_of(values, len(np.unique(np.asarray(subjects))), level, about)
 
 
 def paired_difference_interval(

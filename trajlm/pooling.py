@@ -17,13 +17,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trajlm.arms import ARM_TITLES, MACRO, SEQUENCE, arm_title, beliefs_path, is_sequence, landmarks_of
+from trajlm.arms import ARM_TITLES, MACRO, NETWORK, SEQUENCE, arm_title, beliefs_path, is_sequence, landmarks_of
 from trajlm.calibration import fit_temperature, scaled
 from trajlm.checkpoint import read_run
 from trajlm.compared import load_runs
 from trajlm.errors import TrajlmError
 from trajlm.evidence import CHOSEN_BY
-from trajlm.metrics import METRICS, Metric, beliefs_at_landmark, interval_of, resample_weights
+from trajlm.metrics import (
+    METRICS,
+    RAISED_BY_CHANCE,
+    Metric,
+    beliefs_at_landmark,
+    interval_of,
+    resample_weights,
+)
 from trajlm.schema import HELD_OUT, TUNING
 from trajlm.subgroups import STAYS
 
@@ -34,6 +41,8 @@ POOLED = {
     "group": ("macro_auroc", "macro_auprc"),
 }
 CALIBRATION = ("adaptive_calibration_error", "brier_skill_score")
+# What a sequence arm may be: the whole model, that averaged with a baseline, or its network alone.
+KINDS = ("whole", "averaged", "network")
 SCALED = "_scaled"  # ends the name of a calibration metric after temperature scaling
 POOLED_COLUMNS: dict[str, pl.DataType] = {
     "arm": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(), "value": pl.Float64(),
@@ -103,6 +112,18 @@ class Pool:
         """Whether an arm is a sequence model."""
         return arm.startswith(ARM_TITLES[SEQUENCE])
 
+    @property
+    def static_arms(self) -> list[str]:
+        """What sequence models are compared with."""
+        return [arm for arm in self.arms if not self.is_sequence(arm)]
+
+    @staticmethod
+    def kind(arm: str) -> str:
+        """Which of KINDS a sequence arm is."""
+        if arm.startswith(ARM_TITLES[NETWORK]):
+            return "network"
+        return "averaged" if arm.startswith(f"{ARM_TITLES[SEQUENCE]} and ") else "whole"
+
     @cached_property
     def _patients(self) -> tuple[NDArray[np.object_], FloatArray]:
         """Every patient held out in some split, and how often each is drawn: float[resamples, patients]."""
@@ -131,8 +152,7 @@ class Pool:
             for target in self.targets:
                 y, b, people = _known(at, target)
                 for metric in POOLED[target["kind"]]:
-                    of = METRICS[metric][0] if metric in METRICS else MACRO[metric]
-                    yield target["name"], landmark, metric, self._resampled(of, y, b, people)
+                    yield target["name"], landmark, metric, self._resampled(_metric(metric), y, b, people)
         last, earlier = (
             beliefs_at_landmark(own, stays, None).join(stays.select("stay_id", "subject_id"), on="stay_id")
             for own in (held_out, tuning)
@@ -166,47 +186,55 @@ class Pool:
         """Mean over the seeds of each split, float[1 + resamples]; empty where the arm has no such figure."""
         return {split: _mean(list(of.values())) for split, of in self.draws.get(key, {}).items()}
 
-    def best_static(self, target: dict[str, Any], landmark: float | None, split: str) -> str | None:
-        """The static arm that was best on the tuning stays of a split, by its mean over seeds; None without any."""
-        found = {arm: self._tuned(arm, target, landmark, [split]) for arm in self.arms if not self.is_sequence(arm)}
+    def best_static(self, target: dict[str, Any], landmark: float | None) -> str | None:
+        """The static arm that was best on the tuning stays of all splits at a landmark; None without any.
+
+        One for all splits, as the sequence arm is: few tuning stays of one split die, and what is best among them by
+        chance is a weak rival.
+        """
+        return self._best(self.static_arms, target, landmark)
+
+    def best_sequence(self, target: dict[str, Any], kind: str) -> str | None:
+        """The sequence arm of a kind that was best on the tuning stays of all splits at the window's end."""
+        return self._best([a for a in self.arms if self.is_sequence(a) and self.kind(a) == kind], target, None)
+
+    def chosen(self, target: dict[str, Any]) -> list[str]:
+        """:meth:`best_sequence` of every kind that there is."""
+        found = [self.best_sequence(target, kind) for kind in KINDS]
+        return [arm for arm in found if arm is not None]
+
+    def _best(self, arms: Sequence[str], target: dict[str, Any], landmark: float | None) -> str | None:
+        found = {arm: self._tuned(arm, target, landmark) for arm in arms}
         known = {arm: value for arm, value in found.items() if np.isfinite(value)}
         return max(known, key=lambda arm: known[arm]) if known else None
 
-    @staticmethod
-    def is_averaged(arm: str) -> bool:
-        """Whether an arm is a sequence model averaged with a baseline."""
-        return arm.startswith(f"{ARM_TITLES[SEQUENCE]} and ")
+    def _tuned(self, arm: str, target: dict[str, Any], landmark: float | None) -> float:
+        """Mean over runs of the metric that arms are chosen by, on tuning stays; greater is better.
 
-    def best_sequence(self, target: dict[str, Any], averaged: bool) -> str | None:
-        """The sequence arm, alone or averaged, that was best on the tuning stays of all splits at the window's end."""
-        found = {
-            arm: self._tuned(arm, target, None, self.splits)
-            for arm in self.arms
-            if self.is_sequence(arm) and self.is_averaged(arm) == averaged
-        }
-        known = {arm: value for arm, value in found.items() if np.isfinite(value)}
-        return max(known, key=lambda arm: known[arm]) if known else None
-
-    def _tuned(self, arm: str, target: dict[str, Any], landmark: float | None, splits: Sequence[str]) -> float:
-        """Mean over runs of the metric that arms are chosen by, on tuning stays; greater is better."""
+        NaN for an arm that some split lacks.
+        """
         metric, sign = CHOSEN_BY.get(target["kind"], ("macro_auroc", 1.0))
         wanted = (target["name"], metric, landmark)
         values = [
-            sign * row["value"]
+            (split, sign * row["value"])
             for (name, split, _), rows in self._tuning.items()
-            if name == arm and split in splits
+            if name == arm
             for row in rows
             if (row["target"], row["metric"], row["landmark"]) == wanted and row["value"] is not None
         ]
-        return float(np.mean(values)) if values else float("nan")
+        everywhere = {split for split, _ in values} == set(self.splits)
+        return float(np.mean([value for _, value in values])) if everywhere else float("nan")
 
     def figures(self) -> pl.DataFrame:
         """POOLED_COLUMNS of every arm."""
-        rows = [(*key, *self.spread(self.by_split(key)), sum(map(len, of.values()))) for key, of in self.draws.items()]
+        rows = []
+        for key, of in self.draws.items():
+            raised = _metric(key[3].removesuffix(SCALED)) in RAISED_BY_CHANCE
+            rows.append((*key, *self.spread(self.by_split(key), raised), sum(map(len, of.values()))))
         return _frame(rows)
 
     def differences(self) -> pl.DataFrame:
-        """POOLED_COLUMNS of every sequence arm minus the best static arm of each split, on the same stays."""
+        """POOLED_COLUMNS of every sequence arm minus the best static arm, on the same stays."""
         rows = []
         for key, of in self.draws.items():
             moved = self.difference(key)
@@ -214,24 +242,31 @@ class Pool:
                 rows.append((*key, *self.spread(moved), sum(map(len, of.values()))))
         return _frame(rows)
 
-    def difference(self, key: Key) -> dict[str, FloatArray]:
-        """By split, a sequence arm minus the static arm that was best on its tuning stays, float[1 + resamples]."""
-        _, name, landmark, metric = key
-        target = next(t for t in self.targets if t["name"] == name)
-        moved = {}
-        for split, own in self.by_split(key).items():
-            rival = self.best_static(target, landmark, split)
-            if rival is not None:
-                moved[split] = own - self.by_split((rival, name, landmark, metric))[split]
-        return moved
+    def difference(self, key: Key, rival: str | None = None) -> dict[str, FloatArray]:
+        """By split, an arm minus a rival, float[1 + resamples]; without one named the best static arm at the landmark.
 
-    def spread(self, of: dict[str, FloatArray]) -> tuple[float, float, float, float, int]:
-        """Mean over splits, its interval, deviation between splits (NaN for one), number of splits."""
+        Empty where there is no rival; of the splits, those that have both.
+        """
+        _, name, landmark, metric = key
+        if rival is None:
+            rival = self.best_static(next(t for t in self.targets if t["name"] == name), landmark)
+        theirs = {} if rival is None else self.by_split((rival, name, landmark, metric))
+        return {split: own - theirs[split] for split, own in self.by_split(key).items() if split in theirs}
+
+    def spread(self, of: dict[str, FloatArray], raised: bool = False) -> tuple[float, float, float, float, int]:
+        """Mean over splits, its interval, deviation between splits (NaN for one), number of splits.
+
+        ``raised``: of a metric that chance raises (:func:`trajlm.metrics.interval_of`).
+        """
         together = _mean(list(of.values()))
-        low, high = interval_of(together[1:], len(self._patients[0]))
+        low, high = interval_of(together[1:], len(self._patients[0]), about=float(together[0]) if raised else None)
         values = np.array([own[0] for own in of.values()])
         deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
         return float(together[0]), low, high, deviation, len(values)
+
+
+def _metric(name: str) -> Metric:
+    return METRICS[name][0] if name in METRICS else MACRO[name]
 
 
 def _known(at: pl.DataFrame, target: dict[str, Any]) -> tuple[FloatArray, FloatArray, NDArray[np.object_]]:

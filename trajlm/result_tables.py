@@ -56,13 +56,39 @@ def figures_table(values: pl.DataFrame, target: dict[str, Any], metric: str) -> 
     return _by_landmark(measure(target, metric), own, cell, _best(own, metric), "")
 
 
-def difference_table(moved: pl.DataFrame, target: dict[str, Any]) -> Table:
-    """Every sequence arm minus the best static arm of each split, by landmark."""
+def difference_table(pool: Pool, moved: pl.DataFrame, target: dict[str, Any]) -> Table:
+    """Every sequence arm minus the best static arm, by landmark."""
     metric = MAIN[target["kind"]]
     own = moved.filter((pl.col("target") == target["name"]) & (pl.col("metric") == metric))
-    title = f"{measure(target, metric)}: sequence model minus the best static arm of its split"
-    note = "Of an error, below zero is better." if metric in LOWER_IS_BETTER else ""
-    return _by_landmark(title, own, difference, set(), note)
+    title = f"{measure(target, metric)}: sequence model minus the best static arm"
+    return _by_landmark(title, own, difference, set(), f"{_rivals(pool, target)} {_sign(metric)}".strip())
+
+
+def _sign(metric: str) -> str:
+    return "Of an error, below zero is better." if metric in LOWER_IS_BETTER else ""
+
+
+def _rivals(pool: Pool, target: dict[str, Any]) -> str:
+    """Which static arm was the best at which landmarks."""
+    at: dict[str, list[str]] = {}
+    for landmark in LANDMARKS:
+        rival = pool.best_static(target, landmark)
+        if rival is not None:
+            at.setdefault(rival, []).append(at_landmark(landmark))
+    told = [f"{rival} at {', '.join(when)}" for rival, when in at.items()]
+    return f"Best on the tuning stays: {'; '.join(told)}."
+
+
+def each_table(pool: Pool, target: dict[str, Any]) -> Table:
+    """The chosen sequence arms minus every static arm, by landmark."""
+    metric = MAIN[target["kind"]]
+    pairs = [(arm, rival) for arm in pool.chosen(target) for rival in pool.static_arms]
+    moved = {(*pair, at): pool.difference((pair[0], target["name"], at, metric), pair[1])
+             for pair in pairs for at in LANDMARKS}  # fmt: skip
+    landmarks = [at for at in LANDMARKS if any(moved[(*pair, at)] for pair in pairs)]
+    rows = [[*pair, *(_spread(pool, moved[(*pair, at)]) for at in landmarks)] for pair in pairs]
+    title = f"{measure(target, metric)}: the chosen sequence models minus each static arm"
+    return Table(title, ["Sequence model", "Static arm", *map(at_landmark, landmarks)], rows, set(), _sign(metric))
 
 
 def _by_landmark(
@@ -93,27 +119,26 @@ def _best(own: pl.DataFrame, metric: str) -> set[tuple[str, float | None]]:
 
 
 def split_table(pool: Pool, target: dict[str, Any]) -> Table:
-    """The chosen sequence arms minus the best static arm, split by split, and which arms those were."""
+    """The chosen sequence arms minus the best static arm, split by split."""
     metric = MAIN[target["kind"]]
-    arms = [arm for arm in (pool.best_sequence(target, averaged) for averaged in (False, True)) if arm is not None]
+    arms = pool.chosen(target)
     moved = {(arm, at): pool.difference((arm, target["name"], at, metric)) for arm in arms for at in LANDMARKS}
     landmarks = [at for at in LANDMARKS if any(moved[arm, at] for arm in arms)]
     rows = []
     for arm in arms:
         for split in pool.splits if landmarks else ():
-            cells = [_of_split(pool, moved[arm, at], split) for at in landmarks]
-            rival = pool.best_static(target, landmarks[-1], split)
-            rows.append([split, arm, rival or NOT_DEFINED, *cells])
+            own = [{split: values[split]} if split in (values := moved[arm, at]) else {} for at in landmarks]
+            rows.append([split, arm, *(_spread(pool, of) for of in own)])
     title = f"{measure(target, metric)}: the chosen sequence models minus the best static arm, by split"
-    last = at_landmark(landmarks[-1]) if landmarks else END
-    columns = ["Split", "Sequence model", f"Best static arm, {last}", *map(at_landmark, landmarks)]
+    columns = ["Split", "Sequence model", *map(at_landmark, landmarks)]
     return Table(title, columns, rows, set(), "Means over seeds.")
 
 
-def _of_split(pool: Pool, moved: dict[str, Any], split: str) -> str:
-    if split not in moved:
+def _spread(pool: Pool, moved: dict[str, Any]) -> str:
+    """A difference by split as a cell."""
+    if not moved:
         return NOT_DEFINED
-    value, low, high, *_ = (None if math.isnan(v) else v for v in pool.spread({split: moved[split]}))
+    value, low, high, *_ = (None if math.isnan(v) else v for v in pool.spread(moved))
     return difference({"value": value, "low": low, "high": high})
 
 

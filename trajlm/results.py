@@ -16,13 +16,14 @@ from trajlm.checkpoint import read_run, write_text
 from trajlm.errors import TrajlmError
 from trajlm.experiment import RECORD, SPLIT_FOLDER
 from trajlm.pooling import POOLED, GridRun, Pool
-from trajlm.report.tables import signed
+from trajlm.report.tables import number, signed
 from trajlm.result_tables import (
     LOWER_IS_BETTER,
     MAIN,
     at_landmark,
     calibration_table,
     difference_table,
+    each_table,
     figures_table,
     measure,
     sizes_table,
@@ -36,8 +37,8 @@ HEAD = """# Results
 
 writes this page from finished grids; [evidence.md](evidence.md) says how to read it. Every figure is a mean over
 patient splits and seeds on held-out stays, with a 95 % interval from resampling patients. The static arm that a
-sequence model is compared with is, in each split and at each landmark, the one that was best on the tuning stays; so
-are the sequence arms that the sentences speak of, one alone and one averaged with a baseline.
+sequence model is compared with is, at each landmark, the one that was best on the tuning stays of all splits; so are
+the sequence arms that the sentences speak of. Length of stay is that in hospital.
 [{table}]({table}) holds every figure, [splits/](splits/) who was held out where.
 """
 
@@ -115,23 +116,33 @@ def section(grid: Found, frame: pl.DataFrame) -> str:
     """All of one grid, as Markdown."""
     values, moved = (frame.filter(pl.col("what") == what) for what in ("value", "difference"))
     lines = [f"## {grid.name}", "", about(grid), "", "In words:", ""]
+    lines += [f"- {told}" for told in beside(grid.pool)]
     lines += [f"- {said}" for target in grid.pool.targets for said in verdicts(grid.pool, target, moved)]
     metrics = {run.split: json.loads((run.path / "metrics.json").read_text()) for run in grid.runs}
     tables = [sizes_table(grid.pool, metrics)]
     for target in grid.pool.targets:
         tables += [figures_table(values, target, metric) for metric in POOLED[target["kind"]]]
-        tables += [difference_table(moved, target), split_table(grid.pool, target)]
+        tables += [difference_table(grid.pool, moved, target), each_table(grid.pool, target)]
+        tables.append(split_table(grid.pool, target))
     tables.append(calibration_table(values, grid.pool))
     return "\n".join([*lines, "", *(markdown(table) for table in tables if table.rows)])
 
 
+def beside(pool: Pool) -> list[str]:
+    """What the sequence model is made of, where its network is only a part of it."""
+    if not any(pool.kind(arm) == "network" for arm in pool.arms):
+        return []
+    return [
+        "The sequence model is a mean of its network with what its recipe sets beside it (a regression, trees), of the "
+        "same events at the same moments; the network alone is an arm of its own."
+    ]
+
+
 def verdicts(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> list[str]:
-    """What is said of the best sequence model alone, and of the best one averaged with a baseline if there is one."""
-    arms = [pool.best_sequence(target, averaged) for averaged in (False, True)]
-    known = [arm for arm in arms if arm is not None]
-    if not known:
+    """What is said of the best sequence model, of the best averaged with a baseline, and of the best network alone."""
+    if not pool.chosen(target):
         return [f"{measure(target, MAIN[target['kind']])}: no sequence model stands beside a static arm."]
-    return [verdict(arm, target, moved) for arm in known]
+    return [verdict(arm, target, moved) for arm in pool.chosen(target)]
 
 
 def verdict(arm: str, target: dict[str, Any], moved: pl.DataFrame) -> str:
@@ -140,16 +151,24 @@ def verdict(arm: str, target: dict[str, Any], moved: pl.DataFrame) -> str:
     name = measure(target, metric)
     own = moved.filter((pl.col("arm") == arm) & (pl.col("target") == target["name"]) & (pl.col("metric") == metric))
     told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told from": []}
-    lost = []
+    lost, unseen = [], []
     for row in own.sort("landmark", nulls_last=True).filter(pl.col("value").is_not_null()).iter_rows(named=True):
         how, at = standing(row["low"], row["high"], metric), at_landmark(row["landmark"])
         ends = "" if row["low"] is None else f", 95 % interval {signed(row['low'])} to {signed(row['high'])}"
         told[how].append(f"{at} ({signed(row['value'])}{ends})")
         lost += [at] if how == "behind" else []
+        worst = row["high" if metric in LOWER_IS_BETTER else "low"]
+        unseen += [(abs(worst), at)] if how == "not told from" and worst is not None else []
     if not any(told.values()):
         return f"{name}: the {arm} stands beside no static arm."
     parts = [f"{how} the best static arm at {', '.join(where)}" for how, where in told.items() if where]
-    end = f"It loses at {', '.join(lost)}." if lost else "It loses nowhere that these stays can tell."
+    if lost:
+        end = f"It loses at {', '.join(lost)}."
+    elif unseen:
+        most, at = max(unseen)
+        end = f"No loss is seen; one of {number(most)} at {at} would still agree with these stays."
+    else:
+        end = "It loses nowhere."
     model, _, how = arm.partition(", ")
     return f"{name}: the {model} ({how}) is {'; '.join(parts)}. {end}"
 

@@ -177,8 +177,8 @@ def adaptive_calibration_error(
 ) -> FloatArray:
     """Mean gap between belief and observed share over equal-mass bins, each weighing what it holds; 0 is best.
 
-    Even perfect beliefs score above 0 on finitely many stays, and the more so in resamples: a bootstrap interval leans
-    upwards. Equal beliefs are never divided between bins.
+    Even perfect beliefs score above 0 on finitely many stays, and the more so in resamples. Equal beliefs are never
+    divided between bins: they go where their middle lies.
     """
     mass, believed, observed = _bin_sums(target, belief, weights, bins)
     return np.abs(believed - observed).sum(axis=1) / mass.sum(axis=1)

@@ -103,7 +103,10 @@ def _figure_tables(every: pl.DataFrame) -> list[Table]:
 
 
 def _difference_tables(moved: pl.DataFrame) -> list[Table]:
-    note = "Mean ± deviation over splits and seeds; in brackets the runs whose 95 % interval lies above and below 0."
+    note = (
+        "Mean ± deviation over splits and seeds; in brackets the runs whose 95 % interval lies above and below 0. "
+        "Which arm is best on few tuning stays is a matter of chance: `trajlm results` takes one for all splits."
+    )
     return _tables(moved, COMPARED, ": sequence model minus the best static arm of its split", note, _difference)
 
 

@@ -1,0 +1,89 @@
+"""What each part of the network gives: every variant of a grid against one of them, on the same held-out stays.
+
+    python benchmarks/ablations.py GRID
+
+Reads a finished grid of ``trajlm experiment`` with variants; trains nothing. Differences are paired, their intervals
+are of patients resampled over all splits together (:mod:`trajlm.pooling`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from measuring import machine
+
+from trajlm.metrics import LANDMARKS
+from trajlm.pooling import Pool
+from trajlm.report.tables import interval, signed
+from trajlm.result_tables import MAIN, at_landmark, measure
+from trajlm.results import read_found
+
+FIGURES = {"probability": ("auroc", "auprc"), "hours": ("mae",), "group": ("macro_auroc",)}
+
+
+def spread(pool: Pool, key: tuple[str, str, float | None, str], reference: str | None = None) -> tuple[float, ...]:
+    """Mean, low and high of a pooled figure, or of its difference to the reference arm's."""
+    own = pool.by_split(key)
+    if reference is not None:
+        rival = pool.by_split((reference, *key[1:]))
+        own = {split: values - rival[split] for split, values in own.items()}
+    return pool.spread(own)[:3]
+
+
+def table(head: str, arms: list[str], cell: Callable[[str, float | None], str]) -> list[str]:
+    """Markdown: a row per arm, a column per landmark."""
+    heads = " | ".join(at_landmark(hours) for hours in LANDMARKS)
+    lines = ["", f"| {head} | {heads} |", "|---|" + "---:|" * len(LANDMARKS)]
+    return lines + [f"| {name(arm)} | {' | '.join(cell(arm, hours) for hours in LANDMARKS)} |" for arm in arms]
+
+
+def name(arm: str) -> str:
+    """An arm's variant: what stands behind the last hyphen of its title."""
+    return arm.rpartition("-")[2].replace("_", " ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("grid", type=Path, help="folder that `trajlm experiment` filled")
+    parser.add_argument("--against", default="as_it_is", help="the variant that others are compared with")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="table to write")
+    arguments = parser.parse_args()
+    found = read_found(arguments.grid)
+    pool = found.pool
+    arms = [arm for arm in pool.arms if pool.is_sequence(arm)]
+    reference = next(arm for arm in arms if arm.endswith(f"-{arguments.against}"))
+    others = [arm for arm in arms if arm != reference]
+    lines = [
+        "# What each part of the network gives",
+        "",
+        f"`python benchmarks/ablations.py runs/{found.name}`, {machine()}. Means over {len(pool.splits)} splits of "
+        f"held-out stays, with 95 % intervals from resampling patients. The grid: `{found.record['command']}`.",
+        "",
+        "| Variant | Settings |",
+        "|---|---|",
+    ]
+    for variant, settings in found.record["grid"]["variants"].items():
+        told = ", ".join(f"`{key}: {value}`" for key, value in settings.items())
+        lines.append(f"| {variant.replace('_', ' ')} | {told or 'those of the recipe, without regression and trees'} |")
+    for target in pool.targets:
+        for metric in FIGURES[target["kind"]]:
+            said = measure(target, metric)
+
+            def value(arm: str, hours: float | None, of: tuple[str, str] = (target["name"], metric)) -> str:
+                return interval(*spread(pool, (arm, of[0], hours, of[1])))
+
+            def moved(arm: str, hours: float | None, of: tuple[str, str] = (target["name"], metric)) -> str:
+                mean, low, high = spread(pool, (arm, of[0], hours, of[1]), reference)
+                return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
+
+            lines += table(said, [reference, *others], value)
+            if metric == MAIN[target["kind"]]:
+                lines += table(f"{said}: minus {name(reference)}", others, moved)
+    print("\n".join(lines))
+    arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
