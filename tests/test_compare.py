@@ -18,7 +18,7 @@ from trajlm.delong import delong_test
 from trajlm.errors import TrajlmError
 from trajlm.metrics import auroc, brier_skill_score, paired_difference_interval
 from trajlm.subgroups import STAYS as STAYS_FILE
-from trajlm.tasks import build_tasks
+from trajlm.tasks import PHENOTYPES, build_tasks
 
 STAYS = 60
 HELD_OUT = range(20, STAYS)
@@ -71,13 +71,21 @@ def attributes(stays):
     )
 
 
-def made_run(folder, skill, encoders="scratch", static_seed=1, change=None, backbone="tiny"):
+def made_run(
+    folder,
+    skill,
+    encoders="scratch",
+    static_seed=1,
+    change=None,
+    backbone="tiny",
+    tasks=("mortality", "length_of_stay"),
+):
     """A folder as finetune.py leaves it, as far as a comparison reads it; ``change`` edits the beliefs first."""
     sequence, static = made_beliefs(skill, seed=0), made_beliefs(1.0, static_seed, at=(40.0,))
     if change is not None:
         sequence, static = change(sequence), change(static)
     recipe = Recipe(data="prepared", out=str(folder), encoders=encoders, backbone=BackboneConfig(name=backbone),
-                    finetuning=FinetuningConfig(bootstrap_resamples=30))  # fmt: skip
+                    finetuning=FinetuningConfig(bootstrap_resamples=30, tasks=list(tasks)))  # fmt: skip
     stays, _ = cohort()
     static = static.with_columns(landmark=pl.lit(None, pl.Float64))
     arms = {"sequence": sequence, "static_mlp": static}
@@ -363,3 +371,35 @@ def test_a_run_of_an_earlier_version_is_named(tmp_path):
     (run / STAYS_FILE).unlink()
     with pytest.raises(TrajlmError, match=r"old has no stays\.parquet"):
         compare([run], tmp_path / "out")
+
+
+def coded(beliefs):
+    """Phenotypes in place of the other targets: each stay has the outcome of another one."""
+    belief, target = (beliefs[f"{what}_mortality"].to_list() for what in ("belief", "target"))
+    told = {}
+    for shift, name in enumerate(PHENOTYPES):
+        turned = [pl.Series(values[3 * shift :] + values[: 3 * shift]) for values in (belief, target)]
+        told |= {f"belief_phenotype_{name}": turned[0], f"target_phenotype_{name}": turned[1]}
+    return beliefs.drop("^(belief|target)_.*$").with_columns(**told)
+
+
+def test_runs_of_phenotypes_alone_are_compared_by_their_means(tmp_path):
+    def only(beliefs):
+        return coded(beliefs.filter(pl.col("event_index") == pl.col("event_index").max().over("stay_id")))
+
+    runs = [made_run(tmp_path / name, skill, change=only, tasks=["phenotyping"])
+            for name, skill in (("weak", 0.3), ("strong", 1.5))]  # fmt: skip
+    compare(runs, tmp_path / "out")
+    rows = next(rows for title, rows in tables(tmp_path / "out").items() if title.startswith("Performance"))
+    assert rows[0][3:] == ["Phenotypes, macro AUROC", "Phenotypes, macro AUPRC"]
+    last = last_beliefs(runs[1], "sequence")
+    areas = [roc_auc_score(last[f"target_phenotype_{p}"], last[f"belief_phenotype_{p}"]) for p in PHENOTYPES]
+    assert rows[-1][3].strip("*").startswith(f"{np.mean(areas):.3f} [")
+    assert all(rows[1:] for rows in tables(tmp_path / "out").values()), "an empty table is left out"
+    for name in ("paired", "calibration", "reliability", "subgroups"):
+        frame = pl.read_csv(tmp_path / "out" / f"{name}.csv")
+        assert frame.is_empty()
+        assert {"arm", "target"} <= set(frame.columns)
+    titles = re.findall(r'"text":"([^"]*)"', (tmp_path / "out" / "plots.html").read_text())
+    assert any("Phenotypes, macro AUROC" in title for title in titles)
+    assert not any("reliability" in title for title in titles)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from conftest import RECIPE, TRAJLM, command
 from sklearn.metrics import roc_auc_score
 
@@ -75,6 +76,26 @@ def test_a_comparison_shows_the_mean_and_not_the_members(phenotyped):
     assert "| Phenotypes, macro AUROC | Phenotypes, macro AUPRC |" in text
     assert PHENOTYPES[5].replace("_", " ") not in text
     assert f"phenotype_{PHENOTYPES[5]}" in (phenotyped / "tables" / "comparison.csv").read_text()
+
+
+def test_a_grid_of_phenotypes_alone_is_tabulated(phenotyped):
+    settings = {flag.removeprefix("--"): int(value) for flag, value in zip(FEW[::2], FEW[1::2], strict=True)}
+    settings |= {"finetuning.tasks": ["phenotyping"], "finetuning.readout_at": "landmarks"}
+    given = {"recipe": RECIPE[1], "data": str(phenotyped / "prepared"), "encoders": ["scratch"],
+             "backbones": ["tiny"], "baselines": ["logistic"], "settings": settings}  # fmt: skip
+    (phenotyped / "grid.yaml").write_text(yaml.safe_dump(given))
+    out = phenotyped / "grid"
+    command(*TRAJLM, "experiment", phenotyped / "grid.yaml", "--out", out)
+    rows = json.loads((out / "split-given/scratch-tiny-seed-0/metrics.json").read_text())["arms"]["held_out"]
+    summary = pl.read_csv(out / "summary.csv").filter(pl.col("metric") == "macro_auroc")
+    for arm, name in (
+        ("sequence model, scratch-tiny", "sequence"),
+        ("logistic regression (summary features)", "logistic"),
+    ):
+        told = summary.filter((pl.col("arm") == arm) & pl.col("landmark").is_null())["mean"].to_list()
+        assert told == [
+            pytest.approx(r["value"]) for r in rows[name] if r["metric"] == "macro_auroc" and r["landmark"] is None
+        ]
 
 
 def test_the_mimic_reader_names_the_phenotypes_as_the_task_does(prepared):

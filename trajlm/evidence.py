@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 
 from trajlm.arms import landmarks_of, paired_rows
-from trajlm.calibration import calibration_rows
+from trajlm.calibration import CALIBRATION_COLUMNS, RELIABILITY_COLUMNS, calibration_rows
 from trajlm.compared import Arm, Run
 from trajlm.metrics import Kind, beliefs_at_landmark
 from trajlm.schema import HELD_OUT, TUNING
-from trajlm.subgroups import subgroup_rows
+from trajlm.subgroups import SUBGROUP_COLUMNS, subgroup_rows
 
 CHOSEN_BY: dict[Kind, tuple[str, float]] = {"probability": ("auroc", 1.0), "hours": ("mae", -1.0)}
 PAIRED_COLUMNS: dict[str, pl.DataType] = {
@@ -54,7 +54,8 @@ def best_static(statics: Sequence[Arm], target: str, kind: Kind, landmark: float
 def gather(runs: Sequence[Run], sequences: Sequence[Arm], statics: Sequence[Arm]) -> Evidence:
     """Everything the beliefs of these runs can tell beyond their own metrics."""
     calibrated = [_calibration(arm) for arm in [*statics, *sequences]]
-    calibration, reliability = (pl.concat([pair[i] for pair in calibrated]) for i in (0, 1))
+    schemas = (CALIBRATION_COLUMNS, RELIABILITY_COLUMNS)
+    calibration, reliability = (_joined([pair[i] for pair in calibrated], schemas[i]) for i in (0, 1))
     return Evidence(paired(sequences, statics), calibration, reliability, _subgroups(runs, sequences, statics))
 
 
@@ -94,4 +95,9 @@ def _subgroups(runs: Sequence[Run], sequences: Sequence[Arm], statics: Sequence[
             at = _last(arm, HELD_OUT).drop("subject_id")
             rows = subgroup_rows(at, arm.run.stays, [(target, kind)], arm.run.resamples, 0)
             frames.append(rows.with_columns(arm=pl.lit(arm.title)))
-    return pl.concat(frames)
+    return _joined(frames, SUBGROUP_COLUMNS)
+
+
+def _joined(frames: Sequence[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """All of them, of this schema and ``arm``; there are none where every target is one of a group."""
+    return pl.concat([pl.DataFrame(schema=schema | {"arm": pl.String()}), *frames])
