@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune a causal LLM on the frozen latents, beside a static baseline.
+"""Stage 2: fine-tune a causal LLM on the frozen latents, beside the static baselines.
 
 python finetune.py --config recipes/demo.yaml --data PREPARED --encoders PRETRAINED --out RUN
 accelerate launch finetune.py ... on several devices
@@ -10,7 +10,7 @@ from trajlm.resources import cost_of
 
 def main() -> None:
     """Parse first: a mistake in a flag should not wait for torch."""
-    recipe = parse_recipe(recipe_parser("finetune.py", "Fine-tune the sequence model and the static baseline."))
+    recipe = parse_recipe(recipe_parser("finetune.py", "Fine-tune the sequence model and the baselines beside it."))
     from trajlm.finetuning import finetune
 
     with cost_of("finetune.py"):

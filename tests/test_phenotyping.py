@@ -113,3 +113,4 @@ def test_a_folder_without_phenotypes_says_so(prepared_folder, tmp_path):
                       "--data", tmp_path / "prepared", "--out", tmp_path / "run", check=False)  # fmt: skip
     assert refused.returncode == 2
     assert f"has no column target_phenotype_{PHENOTYPES[0]}" in refused.stderr
+    assert "name a target it has as label:NAME or hours:NAME: mortality, length_of_stay_hours" in refused.stderr

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from conftest import RECIPE
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 
+from trajlm import finetuning
 from trajlm.arms import macro_rows, report_metrics
 from trajlm.errors import TrajlmError
+from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.fusions import FUSIONS
 from trajlm.sampling import chances, importance
 from trajlm.tasks import PHENOTYPES, BinaryTask, HoursTask, build_tasks, stay_losses, targets_at
@@ -192,3 +197,45 @@ def test_balanced_draws_weigh_as_uniform_ones_in_expectation():
     assert died[order][np.isfinite(died[order])].mean() == pytest.approx(0.5, abs=0.05)
     with pytest.raises(TrajlmError, match="two outcomes"):
         chances(build_tasks(["length_of_stay"]), targets, "balanced")
+
+
+def asked(prepared_folder, out, *flags):
+    places = ["--encoders", "scratch", "--data", str(prepared_folder), "--out", str(out)]
+    return parse_recipe(recipe_parser("finetune.py", ""), [*RECIPE, *flags, *places])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--finetuning.tasks", "[length_of_stay]", "--finetuning.sampling", "balanced"],
+            "balanced needs a task with two outcomes",
+        ),
+        (["--finetuning.tasks", "[label:mortalit]"], "has no column target_mortalit; the nearest is 'mortality'"),
+        (["--finetuning.tasks", "[hours:xyz]"], "no column target_xyz; drop .*: mortality, length_of_stay_hours"),
+    ],
+)
+def test_tasks_that_do_not_fit_are_refused_before_a_folder_is_made(prepared_folder, tmp_path, flags, message):
+    with pytest.raises(TrajlmError, match=message):
+        finetuning.finetune(asked(prepared_folder, tmp_path / "run", *flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_outcomes_that_no_held_out_stay_has_are_warned_of(prepared_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(prepared_folder, tmp_path / "prepared")
+    stays = pl.read_parquet(prepared_folder / "stays.parquet")
+    seen = pl.when(pl.col("split") != "held_out").then(pl.col("target_mortality"))
+    stays.with_columns(target_mortality=seen).write_parquet(tmp_path / "prepared" / "stays.parquet")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetuning, "cache_latents", stop)  # what the settings say is told by then
+    printed = []
+    for folder in (prepared_folder, tmp_path / "prepared"):
+        with pytest.raises(KeyboardInterrupt):
+            finetuning.finetune(asked(folder, tmp_path / f"run-{len(printed)}"))
+        printed.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")])
+    assert printed[0] == []
+    assert len(printed[1]) == 1
+    assert printed[1][0].startswith("warning: no held-out stay has a known outcome of mortality: ")

@@ -240,7 +240,7 @@ class BackboneConfig:
 
 @dataclass
 class FinetuningConfig:
-    """The sequence model, and the static baseline on the same latents.
+    """The sequence model, and the baselines on the same stays.
 
     Args:
         tasks: what to predict: mortality, length_of_stay, remaining_length_of_stay (in the unit, from each belief on),
@@ -387,7 +387,7 @@ class Recipe:
         encoder: settings of the encoders, one per modality.
         pretraining: Masked Global Alignment.
         backbone: the causal language model.
-        finetuning: sequence model and static baseline.
+        finetuning: sequence model and baselines.
     """
 
     data: str | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ from trajlm.selection import StaySplits, finetuning_splits
 from trajlm.sharding import require_splittable
 from trajlm.static import FusionArm, fitted_tasks
 from trajlm.subgroups import STAYS, stay_attributes
-from trajlm.tasks import build_tasks, stay_losses
+from trajlm.tasks import Task, build_tasks, stay_losses
 from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.trajectory import TrajectoryModel
@@ -157,7 +159,8 @@ def finetune(recipe: Recipe) -> Path:
     # Whatever the settings get wrong shows before the run folder is made.
     splits = finetuning_splits(prepared, recipe.finetuning.stays, recipe.seed)
     targets = target_table(recipe, prepared)
-    fitted_tasks(recipe, targets, splits)
+    tasks = fitted_tasks(recipe, targets, splits)
+    chances(tasks, targets[torch.from_numpy(splits.train)], recipe.finetuning.sampling)
     if recipe.finetuning.tree_readout:
         require_lightgbm("finetuning.tree_readout")
     if SEVERITY in recipe.finetuning.baselines:
@@ -173,7 +176,8 @@ def finetune(recipe: Recipe) -> Path:
         print(f"{run.path}: fine-tuning is finished already")
         return run.path
     if run.main:
-        print("\n".join([splits.description, f"backbone {backbone}", *means.changes]))
+        untold = untold_targets(targets[torch.from_numpy(splits.held_out)], tasks)
+        print("\n".join([splits.description, f"backbone {backbone}", *means.changes, *untold]))
     encoders.to(accelerator.device)
     key, reach = fingerprint(inputs, asdict(recipe.encoder)), recipe.finetuning.event_latents
     with accelerator.main_process_first():
@@ -202,10 +206,40 @@ def target_table(recipe: Recipe, prepared: Prepared) -> Tensor:
     columns = []
     for task in build_tasks(recipe.finetuning.tasks):
         if task.column not in prepared.stays.columns:
-            raise TrajlmError(f"task {task.target}: {prepared.folder}/stays.parquet has no column {task.column}")
+            raise TrajlmError(_no_column(task, prepared))
         values = torch.tensor(prepared.stays[task.column].cast(pl.Float32).fill_null(float("nan")).to_numpy())
         columns.append(torch.where(task.usable(values), values, float("nan")))
     return torch.stack(columns, dim=1)
+
+
+def _no_column(task: Task, prepared: Prepared) -> str:
+    """That a folder does not tell a target, and which ones it tells."""
+    held = [name.removeprefix("target_") for name in prepared.stays.columns if name.startswith("target_")]
+    shown = [name for name in held if not name.startswith("phenotype_")]
+    shown += ["phenotypes"] if len(shown) < len(held) else []
+    near = difflib.get_close_matches(task.target, held, n=1)
+    nearest = f"the nearest is {near[0]!r}; " if near else ""
+    return (
+        f"task {task.target}: {prepared.folder}/stays.parquet has no column {task.column}; {nearest}drop the task from "
+        f"finetuning.tasks, or name a target it has as label:NAME or hours:NAME: {', '.join(shown)}"
+    )
+
+
+def untold_targets(targets: Tensor, tasks: Sequence[Task]) -> list[str]:
+    """A line of warning where of some targets no held-out stay has a known outcome; none where all can be judged.
+
+    Args:
+        targets: float[n, K] of the held-out stays, NaN where unknown.
+        tasks: K tasks.
+    """
+    untold = [task.target for k, task in enumerate(tasks) if bool(targets[:, k].isnan().all())]
+    if not untold:
+        return []
+    more = f" and {len(untold) - 3} more" if len(untold) > 3 else ""
+    return [
+        f"warning: no held-out stay has a known outcome of {', '.join(untold[:3])}{more}: figures of it will be "
+        "undefined; prepare a split that holds out stays whose outcome is known"
+    ]
 
 
 def _backbone_rate_factor(recipe: Recipe) -> float:
