@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT, TRAJLM, command, last_line
 
 from trajlm.errors import TrajlmError
-from trajlm.experiment import Grid, plan, read_grid
+from trajlm.experiment import experiment, plan
+from trajlm.grid import Grid, read_grid, require_runnable
 from trajlm.splits import read_splits
 from trajlm.summary import spread
 
@@ -91,15 +92,59 @@ def test_another_grid_does_not_pass_for_done(ran, grid):
 
 
 def test_a_stage_that_fails_is_named_and_the_rest_waits(grid):
-    wrong = grid.with_name("wrong.yaml")
-    wrong.write_text(yaml.safe_dump(yaml.safe_load(grid.read_text()) | {"backbones": ["no-such-backbone"]}))
     out = grid.parent / "wrong"
-    failed = command(*TRAJLM, "experiment", wrong, "--out", out, check=False, HF_HUB_OFFLINE="1")
+    for start in GRID["encoders"]:
+        occupied = out / "split-given" / f"{start}-tiny-seed-0"
+        occupied.mkdir(parents=True)
+        (occupied / "mine.txt").write_text("no run")
+    failed = command(*TRAJLM, "experiment", grid, "--out", out, check=False)
     assert failed.returncode == 2
+    assert "is not empty and not a run" in failed.stderr
     assert last_line(failed).endswith(
-        "scratch-no-such-backbone-seed-0: ended with status 2; the same command resumes there"
+        "scratch-tiny-seed-0: ended with status 2; once what it told is put right, the same command resumes there"
     )
     assert list(json.loads((out / "stages.json").read_text())) == ["split-given/encoders-seed-0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "nothere.yaml"}, "recipe: no file .*nothere.yaml"),
+        ({"settings": {"finetuning.epochs": "many"}}, "scratch-tiny-seed-0: .*finetuning.epochs.*many"),
+        ({"settings": {"pretraining.epochs": 0}}, "encoders-seed-0: pretraining.epochs and patience must"),
+        ({"settings": {"finetuning.tasks": ["phenotypin"]}}, "'phenotypin' is not known; the nearest is 'phenotyping'"),
+        (
+            {"variants": {"a": {}, "b": {"finetuning.tasks": ["length_of_stay"], "finetuning.sampling": "balanced"}}},
+            "scratch-tiny-b-seed-0: .*balanced needs a task with two outcomes",
+        ),
+        ({"backbones": ["tiny", "tinny"]}, "scratch-tinny-seed-0: backbone 'tinny' .*the nearest is 'tiny'"),
+        ({"settings": {"prepare.bin_hours": 2}}, "prepare.bin_hours: stays are prepared as the recipe says"),
+        ({"settings": {"seed": 2}}, "seed is what the grid's own keys say"),
+        ({"data": "nowhere"}, "data: nowhere is not a prepared folder"),
+        ({"data": None, "raw": "nowhere"}, "raw: there is no nowhere; name the folder of the release, --raw DIR"),
+        ({"data": None, "raw": str(ROOT), "splits": [0, "a"]}, "splits: 'a' is neither a seed nor a file"),
+        ({"data": None, "raw": str(ROOT)}, "holds no SYNTHETIC.json"),
+        ({"backbones": ["a/b", "a_b"]}, "two stages would fill split-given/scratch-a_b-seed-0"),
+    ],
+)
+def test_what_stages_would_refuse_is_told_before_a_folder_is_made(grid, tmp_path, change, message):
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(yaml.safe_load(grid.read_text()) | change))
+    with pytest.raises(TrajlmError, match=message) as refused:
+        experiment(path, out)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert "resumes" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not out.exists()
+
+
+def test_a_grid_that_is_done_needs_no_release_any_more(tmp_path):
+    grid = Grid(**GRID, raw="nowhere")
+    require_runnable(tmp_path / "grid.yaml", grid, [])
+    stages = [(stage.out, stage.level, stage.command) for stage in plan(grid, tmp_path)[0]]
+    require_runnable(tmp_path / "grid.yaml", grid, stages[1:])
+    with pytest.raises(TrajlmError, match="raw: there is no nowhere"):
+        require_runnable(tmp_path / "grid.yaml", grid, stages)
 
 
 def test_the_plan_holds_every_combination_once(tmp_path):
@@ -155,7 +200,11 @@ def test_only_stages_that_read_a_setting_are_run_anew_for_it(tmp_path, setting, 
             "'finetuning.epoch' is not a setting of a recipe; the nearest is 'fine",
         ),
         ({"variants": {"a": {"finetunin.epochs": 3}}}, "the nearest is 'finetuning.epochs'"),
-        ({"encoders": ["frozen"]}, "encoders"),
+        ({"encoders": ["scrach"]}, "'scrach' is not one of encoders; the nearest is 'scratch'"),
+        ({"baselines": ["logisic"]}, "'logisic' is not one of baselines; the nearest is 'logistic'"),
+        ({"ensembles": ["lstm"]}, "ensembles: lstm must stand in baselines too"),
+        ({"ensembles": ["severity"], "baselines": ["severity"]}, "severity scores are not averaged"),
+        ({"variants": {"a": {"backbone.name": "tiny"}}}, "backbone.name is what the grid's own keys say"),
         ({"seeds": []}, "seeds must name at least one"),
         ({"seeds": [1, 1]}, "none twice"),
         ({"raw": "release"}, "either raw, a release, or data"),
@@ -164,7 +213,15 @@ def test_only_stages_that_read_a_setting_are_run_anew_for_it(tmp_path, setting, 
 def test_grids_that_make_no_sense_are_refused(tmp_path, change, message):
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(GRID | {"data": "prepared"} | change))
-    with pytest.raises(TrajlmError, match=message):
+    with pytest.raises(TrajlmError, match=message) as refused:
+        read_grid(path)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_a_grid_that_is_not_yaml_is_named_with_its_line(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("recipe: tiny.yaml\nseeds: [0\nraw: x\n")
+    with pytest.raises(TrajlmError, match=r"grid\.yaml is not YAML: .*line 3"):
         read_grid(path)
 
 

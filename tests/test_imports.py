@@ -63,6 +63,7 @@ ORDER = [
     ["pooling"],
     ["report"],
     ["compare", "summary", "inspector", "result_tables"],
+    ["grid"],
     ["experiment"],
     ["results"],
     ["export_tables"],

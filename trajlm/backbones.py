@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,11 @@ def _source(name: str) -> str:
 def _unreachable(name: str) -> str:
     preset = presets().get(name)
     if preset is None:
+        near = difflib.get_close_matches(name, presets(), n=1)
+        nearest = f"the nearest is {near[0]!r}, " if near else ""
         return (
-            f"backbone {name!r} is no preset (`trajlm backbones` lists them), packaged name ({', '.join(PACKAGED)}), "
-            "local folder or reachable hub id"
+            f"backbone {name!r} is no preset ({nearest}`trajlm backbones` lists them), "
+            f"packaged name ({', '.join(PACKAGED)}), local folder or reachable hub id"
         )
     licence = f"accept its licence at https://huggingface.co/{preset.hub} and log in, or " if preset.gated else ""
     return f"backbone {name!r} could not be had from {preset.hub}; {licence}name a local folder of its weights"

@@ -8,7 +8,6 @@ summary over all of them come last.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import gzip
 import hashlib
 import json
@@ -17,10 +16,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import yaml
@@ -28,9 +27,8 @@ import yaml
 from trajlm.arms import BASELINE_ARMS
 from trajlm.checkpoint import write_text
 from trajlm.compare import compare
-from trajlm.config import valid_keys
 from trajlm.errors import TrajlmError
-from trajlm.flags import Parser
+from trajlm.grid import Grid, read_grid, require_runnable
 from trajlm.pooling import GridRun
 from trajlm.summary import summarise
 
@@ -46,83 +44,6 @@ SEQUENCE_ALONE = {"finetuning." + name for name in (
     "running_mean", "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
     "tree_readout",
 )}  # fmt: skip
-
-
-@dataclass
-class Grid:
-    """What to run.
-
-    Args:
-        recipe: YAML file that every run starts from; relative to the grid's file.
-        raw: folder of the release, prepared anew for every split; relative to where the command runs.
-        data: folder that is prepared already, instead of raw; its own split is the only one.
-        splits: seeds of the random patient splits, or CSV files with the columns stay_id and split.
-        seeds: of initialisation, order and dropout.
-        encoders: scratch, contrastive (pretrained on the split's training stays), or both.
-        backbones: names as of backbone.name.
-        baselines: as of finetuning.baselines.
-        ensembles: as of finetuning.ensembles, in the runs that fit those baselines: one for each that differs.
-        baseline_seeds: of the seeds, those whose runs fit the baselines; null takes all.
-        settings: keys of a recipe, dotted, and the values every run takes.
-        variants: name to settings of further arms; empty runs one arm without a name.
-    """
-
-    recipe: str
-    raw: str | None = None
-    data: str | None = None
-    splits: list[int | str] = field(default_factory=lambda: [0])
-    seeds: list[int] = field(default_factory=lambda: [0])
-    encoders: list[Literal["scratch", "contrastive"]] = field(default_factory=lambda: ["scratch", "contrastive"])
-    backbones: list[str] = field(default_factory=lambda: ["small"])
-    baselines: list[str] = field(default_factory=lambda: ["mlp", "lstm", "logistic", "lightgbm"])
-    ensembles: list[str] = field(default_factory=list)
-    baseline_seeds: list[int] | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.raw is None) == (self.data is None):
-            raise TrajlmError("grid: expected either raw, a release, or data, a prepared folder")
-        for name in ("splits", "seeds", "encoders", "backbones"):
-            values = getattr(self, name)
-            if not values or len({str(value) for value in values}) != len(values):
-                raise TrajlmError(f"grid: {name} must name at least one, and none twice; came {values}")
-        stray = set(self.baseline_seeds or []) - set(self.seeds)
-        if stray or self.baseline_seeds == []:
-            raise TrajlmError(
-                f"grid: baseline_seeds must name some of the seeds {self.seeds}; {self.baseline_seeds} came"
-            )
-        for settings in (self.settings, *self.variants.values()):
-            _check_keys(settings, valid_keys(), "a setting of a recipe")
-
-
-def _check_keys(given: dict[str, Any], valid: list[str], what: str) -> None:
-    for key in given:
-        if key not in valid:
-            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.0)[0]
-            raise TrajlmError(f"grid: {key!r} is not {what}; the nearest is {nearest!r}")
-
-
-def read_grid(path: Path, **replaced: str | None) -> Grid:
-    """The grid of a YAML file; ``replaced`` are keys that the command line gives.
-
-    Raises:
-        TrajlmError: no such file, not a mapping, an unknown key (the nearest is named) or a value of another type.
-    """
-    if not path.is_file():
-        raise TrajlmError(f"no grid at {path}")
-    given = yaml.safe_load(path.read_text())
-    if not isinstance(given, dict):
-        raise TrajlmError(f"{path}: expected keys and values, came {type(given).__name__}")
-    _check_keys(given, [f.name for f in dataclasses.fields(Grid)], "a key of a grid")
-    for key, value in replaced.items():
-        if value is not None:
-            given |= {"raw": None, "data": None, key: value}
-    parser = Parser(exit_on_error=False)
-    parser.add_class_arguments(Grid, None)
-    values = parser.parse_object(given).as_dict()
-    values["recipe"] = str((path.parent / values["recipe"]).resolve())
-    return Grid(**values)
 
 
 @dataclass(frozen=True)
@@ -245,10 +166,12 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     """
     grid = read_grid(path, raw=raw, data=data)
     stages, runs = plan(grid, out)
-    out.mkdir(parents=True, exist_ok=True)
-    work = _Work(out, len(stages), _done(out))
+    done = _done(out)
+    require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if s.out not in done])
+    work = _Work(out, len(stages), done)
     for stage in stages:
         work.check(stage)
+    out.mkdir(parents=True, exist_ok=True)
     for level in sorted({stage.level for stage in stages}):
         with ThreadPoolExecutor(jobs) as pool:
             mine = [pool.submit(work.do, stage) for stage in stages if stage.level == level]
@@ -307,7 +230,9 @@ def _run(stage: Stage, out: Path) -> None:
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     code = subprocess.run(stage.command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
     if code:
-        raise TrajlmError(f"{stage.out}: ended with status {code}; the same command resumes there")
+        raise TrajlmError(
+            f"{stage.out}: ended with status {code}; once what it told is put right, the same command resumes there"
+        )
 
 
 def _publish_stays(grid: Grid, out: Path, split: str) -> None:

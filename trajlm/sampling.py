@@ -21,7 +21,8 @@ from trajlm.tasks import BinaryTask, Task
 Sampling = Literal["uniform", "balanced"]
 
 
-def _balanced_by(tasks: Sequence[Task]) -> tuple[int, BinaryTask]:
+def balanced_by(tasks: Sequence[Task]) -> tuple[int, BinaryTask]:
+    """Place and task of the outcome that balanced draws go by, the first probability; a TrajlmError without one."""
     for k, task in enumerate(tasks):
         if isinstance(task, BinaryTask):
             return k, task
@@ -35,7 +36,7 @@ def importance(tasks: Sequence[Task], targets: Tensor) -> Tensor:
         tasks: K fitted tasks.
         targets: float[B, K], NaN where unknown.
     """
-    k, task = _balanced_by(tasks)
+    k, task = balanced_by(tasks)
     share = 1 / (1 + task.positive_weight)  # of the known training stays, with the outcome
     outcome = targets[:, k]
     return torch.where(outcome.isnan(), 1.0, torch.where(outcome > 0, 2 * share, 2 * (1 - share)).to(targets.dtype))
