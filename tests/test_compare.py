@@ -249,7 +249,8 @@ def unknown_length(beliefs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_stay, r"first and second cannot be compared: stay 31 is held out in first only \(1 such"),
+        (without_stay, r"first and second cannot be compared: stay 31 is held out in first only \(1 such stays\); "
+         r"name runs of one split; `trajlm results GRID"),
         (unknown_length, r"first and second .*hours of held-out stay 33 is [\d.]+ in first, unknown in second"),
         (other_outcome, r"first and second .*target_mortality of held-out stay 42 is 0 in first, 1 in second"),
     ],
@@ -403,3 +404,38 @@ def test_runs_of_phenotypes_alone_are_compared_by_their_means(tmp_path):
     titles = re.findall(r'"text":"([^"]*)"', (tmp_path / "out" / "plots.html").read_text())
     assert any("Phenotypes, macro AUROC" in title for title in titles)
     assert not any("reliability" in title for title in titles)
+
+
+def test_files_of_a_run_that_are_gone_or_cut_short_are_named(tmp_path):
+    run = made_run(tmp_path / "run", 1.0)
+    whole = (run / "metrics.json").read_text()
+    (run / "metrics.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(TrajlmError, match=r"run/metrics\.json: expected .* cannot be read; put the file back"):
+        compare([run], tmp_path / "out")
+    (run / "metrics.json").write_text(whole)
+    beliefs = run / "static_mlp" / "beliefs.parquet"
+    held = beliefs.read_bytes()
+    beliefs.write_bytes(held[: len(held) // 2])
+    with pytest.raises(TrajlmError, match=r"static_mlp/beliefs\.parquet: expected .* cannot be read; put"):
+        compare([run], tmp_path / "out")
+    beliefs.unlink()
+    with pytest.raises(TrajlmError, match=r"static_mlp/beliefs\.parquet: expected .* no such file; put"):
+        compare([run], tmp_path / "out")
+    beliefs.write_bytes(held)
+    compare([run], tmp_path / "out")
+
+
+def test_a_grid_in_place_of_a_run_says_where_its_runs_are(tmp_path):
+    with pytest.raises(TrajlmError, match="nowhere is not a run folder: no such folder"):
+        compare([tmp_path / "nowhere"], tmp_path / "out")
+    run = made_run(tmp_path / "grid" / "split-0" / "scratch-tiny-seed-0", 1.0)
+    split, grid = run.parent, run.parent.parent
+    with pytest.raises(TrajlmError, match=r"holds some: name those of one split, such as .*scratch-tiny-seed-0$"):
+        compare([split], tmp_path / "out")
+    (grid / "stages.json").write_text("{}")
+    for folder in (split, grid):
+        told = f"such as {re.escape(str(run))}; `trajlm results {re.escape(str(grid))} --out"
+        with pytest.raises(TrajlmError, match=told):
+            compare([folder], tmp_path / "out")
+    with pytest.raises(TrajlmError, match=r"seed-1 is not a run folder: .* run the same `trajlm experiment` again"):
+        compare([run, split / "scratch-tiny-seed-1"], tmp_path / "out")

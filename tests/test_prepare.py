@@ -492,7 +492,11 @@ SPLIT_FAULTS = {
     "unknown split": ("stay_id,split\n1,trian\n", r"line 2, column split: .* came 'trian'; the nearest is train"),
     "test": ("stay_id,split\n1,test\n", r"line 2, column split: .* came 'test'; the nearest is held_out"),
     "val": ("stay_id,split\n1,val\n", r"came 'val'; the nearest is tuning"),
-    "stranger": ("stay_id,split\n1,train\n9,train\n", r"line 3, column stay_id: expected a stay of the cohort, came 9"),
+    "stranger": (
+        "stay_id,split\n1,train\n9,train\n",
+        r"line 3, column stay_id: expected a stay of the cohort, came 9; "
+        "these records lack 1 of the 2 stays it lists: read the release",
+    ),
     "twice": ("stay_id,split\n1,train\n1,train\n", r"line 3, column stay_id: expected every stay once"),
     "patient": (
         "stay_id,split\n3,train\n1,train\n2,tuning\n",

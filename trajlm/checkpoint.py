@@ -30,6 +30,8 @@ PACKAGES = (
     "lightgbm",
 )  # fmt: skip
 
+GRID_DONE, GRID_RECORD = "stages.json", "grid.json"  # beside the runs of a grid: what is done, and what was run
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent, old or whole."""

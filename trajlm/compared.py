@@ -11,11 +11,13 @@ from typing import Any
 import polars as pl
 
 from trajlm.arms import arm_title, beliefs_path, is_sequence
-from trajlm.checkpoint import read_run
-from trajlm.errors import TrajlmError
+from trajlm.checkpoint import GRID_DONE, GRID_RECORD, read_run
+from trajlm.errors import TrajlmError, UnexpectedInput
 from trajlm.metrics import Kind
 from trajlm.schema import HELD_OUT
 from trajlm.subgroups import STAYS
+
+POOLING = "name runs of one split; `trajlm results GRID --out PAGE.md` pools the splits of a grid"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Run:
 
     def beliefs(self, arm: str, split: str) -> pl.DataFrame:
         """Of an arm, in one split."""
-        return pl.read_parquet(beliefs_path(self.path, arm)).filter(pl.col("split") == split)
+        return _table(beliefs_path(self.path, arm)).filter(pl.col("split") == split)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _load(path: Path, name: str) -> Run:
+    if not (path / "config.yaml").is_file():
+        raise TrajlmError(_no_run(path))
     about = read_run(path)
     if about.get("stage") != "finetuning":
         raise TrajlmError(f"{path} is a run of {about.get('stage')}; compare takes runs of finetune.py")
@@ -117,11 +121,46 @@ def _load(path: Path, name: str) -> Run:
         raise TrajlmError(f"{path}: fine-tuning has not finished there; run finetune.py again to resume it")
     if not (path / STAYS).exists():
         raise TrajlmError(f"{path} has no {STAYS}: an earlier version made it; run finetune.py into another folder")
-    beliefs = pl.read_parquet(path / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)
+    beliefs = _table(path / "beliefs.parquet").filter(pl.col("split") == HELD_OUT)
     last = beliefs.sort("stay_id", "event_index").unique("stay_id", keep="last", maintain_order=True)
     known = last.select("stay_id", pl.col("^target_.*$").fill_nan(None))
-    metrics = json.loads((path / "metrics.json").read_text())
-    return Run(name, path, about["recipe"], about["inputs"]["data"], metrics, known, pl.read_parquet(path / STAYS))
+    return Run(name, path, about["recipe"], about["inputs"]["data"], _metrics(path), known, _table(path / STAYS))
+
+
+def _no_run(path: Path) -> str:
+    """What to do about a folder that is no run: of a grid, of several runs, or of nothing known."""
+    inside = [file.parent for place in ("*", "*/*") for file in sorted(path.glob(f"{place}/config.yaml"))]
+    runs = [folder for folder in inside if (folder / "beliefs.parquet").exists()]
+    places = [folder for folder in (path, *path.resolve().parents)
+              if any((folder / name).exists() for name in (GRID_DONE, GRID_RECORD))]  # fmt: skip
+    if runs:
+        pooled = f"; `trajlm results {places[0]} --out PAGE.md` pools all of a grid" if places else ""
+        return f"{path} is not a run folder but holds some: name those of one split, such as {runs[0]}{pooled}"
+    if places:
+        again = f"run the same `trajlm experiment` again to make what the grid in {places[0]} lacks"
+        return f"{path} is not a run folder: no config.yaml; {again}"
+    return f"{path} is not a run folder: no {'config.yaml' if path.is_dir() else 'such folder'}"
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _broken(path) from error
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    file = path / "metrics.json"
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise _broken(file) from error
+
+
+def _broken(file: Path) -> UnexpectedInput:
+    came = "one that cannot be read" if file.exists() else "no such file"
+    hint = "put the file back as it was, or delete the run's folder and run finetune.py again"
+    return UnexpectedInput(file, expected="a file of a finished run", came=came, hint=hint)
 
 
 def _require_same_stays(a: Run, b: Run) -> None:
@@ -130,7 +169,9 @@ def _require_same_stays(a: Run, b: Run) -> None:
     lone = sorted(set(a.known["stay_id"]) ^ set(b.known["stay_id"]))
     if lone:
         holder = a if lone[0] in set(a.known["stay_id"]) else b
-        raise TrajlmError(f"{refusal}stay {lone[0]} is held out in {holder.name} only ({len(lone)} such stays)")
+        raise TrajlmError(
+            f"{refusal}stay {lone[0]} is held out in {holder.name} only ({len(lone)} such stays); {POOLING}"
+        )
     targets = sorted(set(a.known.columns) ^ set(b.known.columns))
     if targets:
         holder = a if targets[0] in a.known.columns else b

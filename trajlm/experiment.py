@@ -25,14 +25,14 @@ import polars as pl
 import yaml
 
 from trajlm.arms import BASELINE_ARMS
-from trajlm.checkpoint import write_text
+from trajlm.checkpoint import GRID_DONE, GRID_RECORD, write_text
 from trajlm.compare import compare
 from trajlm.errors import TrajlmError
 from trajlm.grid import Grid, read_grid, require_runnable
 from trajlm.pooling import GridRun
 from trajlm.summary import summarise
 
-DONE, RECORD = "stages.json", "grid.json"
+DONE, RECORD = GRID_DONE, GRID_RECORD
 SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
 # Sections of a recipe that stages of a level do not read: preparation, pretraining, fine-tuning.
 LATER = ({"encoder", "pretraining", "backbone", "finetuning"}, {"backbone", "finetuning"}, set[str]())

@@ -88,8 +88,11 @@ def read_splits(file: Path, stays: pl.DataFrame) -> pl.DataFrame:
     subject_of = dict(stays.select("stay_id", "subject_id").iter_rows())
     split_of: dict[int, str] = {}
     first_of: dict[str, tuple[str, int]] = {}  # subject: split, line
-    for line, row in _rows(file):
-        stay_id = _stay(file, line, row["stay_id"], subject_of)
+    rows = _rows(file)
+    named = [row["stay_id"].strip() for _, row in rows]
+    strange = sum(stay.isdecimal() and int(stay) not in subject_of for stay in named)
+    for line, row in rows:
+        stay_id = _stay(file, line, row["stay_id"], subject_of, f"{strange} of the {len(rows)} stays it lists")
         if stay_id in split_of:
             raise UnexpectedInput(
                 file, line=line, column="stay_id", expected="every stay once", came=f"{stay_id} a second time"
@@ -129,11 +132,14 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _stay(file: Path, line: int, came: str, known: dict[int, str]) -> int:
+def _stay(file: Path, line: int, came: str, known: dict[int, str], strange: str) -> int:
     if not came.strip().isdecimal():
         raise UnexpectedInput(file, line=line, column="stay_id", expected="a whole number", came=repr(came))
     if int(came) not in known:
-        raise UnexpectedInput(file, line=line, column="stay_id", expected="a stay of the cohort", came=came.strip())
+        hint = f"these records lack {strange}: read the release that was split so, or leave them out of the file"
+        raise UnexpectedInput(
+            file, line=line, column="stay_id", expected="a stay of the cohort", came=came.strip(), hint=hint
+        )
     return int(came)
 
 
