@@ -288,6 +288,7 @@ def test_the_page(made, tmp_path):
         assert published.rows() == cohort().with_columns(split=split_of(split)).select("stay_id", "split").rows()
     widths = [line.count("|") - line.count(r"\|") for line in page.splitlines() if line.startswith("|")]
     assert len(set(widths)) > 1
+    assert r"\[" not in page, "figures stand as they are"
     assert "In-hospital death, AUROC" in page
     assert "the network alone is an arm of its own" in page
     assert "- In-hospital death, AUROC: the sequence model's network alone (contrastive-tiny)" in page

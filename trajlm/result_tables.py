@@ -88,7 +88,8 @@ def each_table(pool: Pool, target: dict[str, Any]) -> Table:
     landmarks = [at for at in LANDMARKS if any(moved[(*pair, at)] for pair in pairs)]
     rows = [[*pair, *(_spread(pool, moved[(*pair, at)]) for at in landmarks)] for pair in pairs]
     title = f"{measure(target, metric)}: the chosen sequence models minus each static arm"
-    return Table(title, ["Sequence model", "Static arm", *map(at_landmark, landmarks)], rows, set(), _sign(metric))
+    columns = ["Sequence model", "Static arm", *map(at_landmark, landmarks)]
+    return Table(title, columns, rows, set(), _sign(metric), labels=2)
 
 
 def _by_landmark(
@@ -131,7 +132,7 @@ def split_table(pool: Pool, target: dict[str, Any]) -> Table:
             rows.append([split, arm, *(_spread(pool, of) for of in own)])
     title = f"{measure(target, metric)}: the chosen sequence models minus the best static arm, by split"
     columns = ["Split", "Sequence model", *map(at_landmark, landmarks)]
-    return Table(title, columns, rows, set(), "Means over seeds.")
+    return Table(title, columns, rows, set(), "Means over seeds.", labels=2)
 
 
 def _spread(pool: Pool, moved: dict[str, Any]) -> str:
