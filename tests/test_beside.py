@@ -52,6 +52,22 @@ def test_shares_are_written_saved_and_used(whole, prepared):
     )
 
 
+def test_the_network_alone_is_an_arm(whole, prepared):
+    """What the saved model says once all else counts for nothing."""
+    said = pl.read_parquet(whole / "network" / "beliefs.parquet")
+    mixed = pl.read_parquet(whole / "beliefs.parquet")
+    assert said.drop("^belief_.*$").equals(mixed.drop("^belief_.*$"))
+    assert np.abs((said["belief_mortality"] - mixed["belief_mortality"]).to_numpy()).max() > 1e-3
+    model = TrajectoryModel.from_pretrained(whole)
+    model.shares.copy_(torch.tensor([[1.0], [0.0], [0.0]]).expand_as(model.shares))
+    beliefs = ["belief_mortality", "belief_length_of_stay_hours"]
+    for stay in said["stay_id"].unique().sort()[:5]:
+        own = said.filter(pl.col("stay_id") == stay).select(beliefs).to_numpy()
+        np.testing.assert_allclose(model.beliefs(prepared.timeline(stay)).select(beliefs).to_numpy(), own, rtol=1e-4)
+    arms = json.loads((whole / "metrics.json").read_text())["arms"]["held_out"]
+    assert list(arms) == ["sequence", "network"]
+
+
 @pytest.mark.parametrize("cut", ["fit_trees", "best_shares"])
 def test_a_run_cut_short_ends_as_one_that_was_not(cut, whole, prepared_folder, encoders_run, tmp_path, monkeypatch):
     """Before the trees are grown, when the regression is fitted; and once the network has learned."""

@@ -155,7 +155,7 @@ def test_a_prompt_is_tokenised_by_the_backbones_own_tokenizer(prepared, cached, 
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from trajlm.trajectory import inputs_json
+    from trajlm.assemble import inputs_json
 
     build_backbone(BackboneConfig(name="tiny", tuning="full")).save_pretrained(tmp_path)
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "intensive": 3, "care": 7}, unk_token="[UNK]"))

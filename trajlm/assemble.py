@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from trajlm.metrics import LANDMARKS
 from trajlm.presets import family_of
 from trajlm.schema import TRAIN, FittedFeature, Modality
 from trajlm.tasks import Task, build_tasks
-from trajlm.trajectory import TrajectoryModel, inputs_json
+from trajlm.trajectory import TrajectoryModel
 
 ENCODER_WEIGHTS, SEQUENCE_WEIGHTS = "encoders.safetensors", "trajectory.safetensors"
 # What goes along when a model is handed on. Beliefs, latents, logs and the table of stays are about patients.
@@ -191,3 +192,17 @@ def _trained_backbone(folder: Path, config: BackboneConfig) -> nn.Module:
     saved = folder / BACKBONE
     trunk = load_trunk(config, saved if saved.exists() else None)
     return trunk if tunes_fully(config) else load_adapter(trunk, folder / ADAPTER)
+
+
+def inputs_json(model: TrajectoryModel) -> str:
+    """What a model needs to read raw events, as the text of ``inputs.json``."""
+    return json.dumps(
+        {
+            "image_pixels": model.image_pixels,
+            "prompt_ids": model.prompt_ids.tolist(),
+            "encoded_modalities": list(model.encoders.modalities),
+            "modalities": [asdict(m) for m in model.modalities.values()],
+            "features": [asdict(f) for f in model.features],
+        },
+        indent=1,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -354,6 +353,10 @@ class TrajectoryModel(nn.Module):
         network = self._said(self.heads, hidden) + self._said(self.event_heads, events)
         return torch.stack([network, *self._beside(batch, inputs)], dim=2)
 
+    def together(self, apart: Tensor) -> Tensor:
+        """float[B, S, K]: the mean of what the components say apart, float[B, S, P, K], by their shares."""
+        return (apart * self.shares).sum(dim=2)
+
     def inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
         """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""
         found = []
@@ -485,19 +488,3 @@ def _head(width: int, dropout: float) -> nn.Sequential:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
-
-
-def inputs_json(model: TrajectoryModel) -> str:
-    """What a model needs to read raw events, as the text of ``inputs.json``."""
-    import dataclasses
-
-    return json.dumps(
-        {
-            "image_pixels": model.image_pixels,
-            "prompt_ids": model.prompt_ids.tolist(),
-            "encoded_modalities": list(model.encoders.modalities),
-            "modalities": [dataclasses.asdict(m) for m in model.modalities.values()],
-            "features": [dataclasses.asdict(f) for f in model.features],
-        },
-        indent=1,
-    )
