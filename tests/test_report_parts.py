@@ -115,6 +115,10 @@ def test_the_best_rival_is_the_one_that_errs_least():
     found = {card.label: card for card in cards(example_report([], metrics=pl.concat([metrics, better])))}
     assert found["Length of stay, MAE"].note.startswith("trees: ")
     assert found["In-hospital mortality, AUROC"].note.startswith("static MLP")
+    for own in ("sequence model's network alone", "sequence model and LightGBM, averaged"):
+        part = better.with_columns(arm=pl.lit(own))
+        kept = cards(example_report([], metrics=pl.concat([metrics, part])))
+        assert {card.label: card for card in kept}["Length of stay, MAE"].note.startswith("static MLP")
 
 
 def test_the_most_divergent_stays_stand_first_and_every_page_is_listed():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from trajlm.arms import ARM_TITLES, ENSEMBLES, NETWORK
 from trajlm.report.contents import NOTHING, Report, StayPage, TargetInfo
 from trajlm.report.tables import (
     MAIN_METRICS,
@@ -23,6 +24,7 @@ from trajlm.report.tables import (
 LAST = "end of window"
 MOST_DIVERGENT = 12
 SPARK_WIDTH, SPARK_HEIGHT = 132.0, 26.0
+OWN = {ARM_TITLES[arm] for arm in (NETWORK, *ENSEMBLES.values())}  # parts and means of the sequence model: no rivals
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def _metric_card(report: Report, target: TargetInfo, key: str) -> Card | None:
     rows = [row for row in own.iter_rows(named=True) if _same_metric(row["metric"], key)]
     if not rows or number(rows[0]["value"]) == NOT_DEFINED:
         return None
-    first, rivals = rows[0], [row for row in rows[1:] if number(row["value"]) != NOT_DEFINED]
+    first = rows[0]
+    rivals = [row for row in rows[1:] if row["arm"] not in OWN and number(row["value"]) != NOT_DEFINED]
     lower = key in ("mae", "ace")
     note = ""
     if rivals:
