@@ -94,7 +94,7 @@ def test_a_stay_without_a_belief_is_named():
 def test_an_ensemble_needs_its_baseline_and_counts_as_a_sequence_model():
     with pytest.raises(TrajlmError, match=r"finetuning\.ensembles: lightgbm must stand in finetuning\.baselines"):
         FinetuningConfig(baselines=["mlp"], ensembles=["lightgbm"])
-    assert all(is_sequence(name) for name in [*ENSEMBLES.values(), "sequence"])
+    assert all(is_sequence(name) for name in [*ENSEMBLES.values(), "sequence", "network"])
     assert not any(is_sequence(name) for name in ENSEMBLES)
 
 
@@ -108,7 +108,7 @@ def test_a_run_reports_and_compares_its_ensemble(prepared_folder, encoders_run, 
     assert both.drop("^belief_.*$").equals(logistic.drop("^belief_.*$"))
     compare([out], tmp_path / "tables")
     paired = pl.read_csv(tmp_path / "tables" / "paired.csv")
-    assert set(paired["arm"]) == {"sequence", "sequence_and_logistic"}
+    assert set(paired["arm"]) == {"sequence", "network", "sequence_and_logistic"}
     row = paired.filter((pl.col("arm") == "sequence_and_logistic") & pl.col("landmark").is_null()
                         & (pl.col("metric") == "auroc")).row(0, named=True)  # fmt: skip
     held = [f.filter((pl.col("split") == "held_out") & pl.col("landmark").is_null()) for f in (both, logistic)]

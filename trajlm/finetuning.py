@@ -363,11 +363,10 @@ def _sequence_beliefs(work: Finetuning, model: TrajectoryModel) -> dict[str, pl.
         stays = work.by_length(work.splits.of(split))
         for start in range(0, len(stays), size):
             batch = work.trajectories(stays[start : start + size]).to(work.accelerator.device)
-            if len(model.components) > 1:
-                apart = model.apart(batch)
-                said = {SEQUENCE: model.together(apart), NETWORK: apart[:, :, 0]}
-            else:
-                said = {SEQUENCE: model(batch).readouts}
+            output = model(batch)
+            said = {SEQUENCE: output.readouts}
+            if model.beside:
+                said[NETWORK] = model.alone(model.embed(batch), output.hidden)
             for arm, readouts in said.items():
                 frame = model.belief_frame(batch, readouts, counted=True)
                 frames.setdefault(arm, []).append(frame.with_columns(pl.lit(split).alias("split")))

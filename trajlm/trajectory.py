@@ -350,12 +350,11 @@ class TrajectoryModel(nn.Module):
         inputs = self.inputs(batch)
         events = self.embed(batch, inputs=inputs)
         hidden = self.read(events, torch.zeros_like(batch.hours)[..., None], batch.present).hidden
-        network = self._said(self.heads, hidden) + self._said(self.event_heads, events)
-        return torch.stack([network, *self._beside(batch, inputs)], dim=2)
+        return torch.stack([self.alone(events, hidden), *self._beside(batch, inputs)], dim=2)
 
-    def together(self, apart: Tensor) -> Tensor:
-        """float[B, S, K]: the mean of what the components say apart, float[B, S, P, K], by their shares."""
-        return (apart * self.shares).sum(dim=2)
+    def alone(self, events: Tensor, hidden: Tensor) -> Tensor:
+        """float[B, S, K]: the network's read-outs, from embedded events and states at [PREDICT]s, float[B, S, H]."""
+        return self._said(self.heads, hidden) + self._said(self.event_heads, events)
 
     def inputs(self, batch: TrajectoryBatch) -> list[Tensor]:
         """float[N, I] of each modality: what its projector reads of its N events, in order of the batch."""
