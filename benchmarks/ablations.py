@@ -15,21 +15,11 @@ from pathlib import Path
 from measuring import machine
 
 from trajlm.metrics import LANDMARKS
-from trajlm.pooling import Pool
-from trajlm.report.tables import interval, signed
-from trajlm.result_tables import MAIN, at_landmark, measure
+from trajlm.report.tables import interval
+from trajlm.result_tables import MAIN, at_landmark, difference, measure
 from trajlm.results import read_found
 
 FIGURES = {"probability": ("auroc", "auprc"), "hours": ("mae",), "group": ("macro_auroc",)}
-
-
-def spread(pool: Pool, key: tuple[str, str, float | None, str], reference: str | None = None) -> tuple[float, ...]:
-    """Mean, low and high of a pooled figure, or of its difference to the reference arm's."""
-    own = pool.by_split(key)
-    if reference is not None:
-        rival = pool.by_split((reference, *key[1:]))
-        own = {split: values - rival[split] for split, values in own.items()}
-    return pool.spread(own)[:3]
 
 
 def table(head: str, arms: list[str], cell: Callable[[str, float | None], str]) -> list[str]:
@@ -72,11 +62,11 @@ def main() -> None:
             said = measure(target, metric)
 
             def value(arm: str, hours: float | None, of: tuple[str, str] = (target["name"], metric)) -> str:
-                return interval(*spread(pool, (arm, of[0], hours, of[1])))
+                return interval(*pool.spread(pool.by_split((arm, of[0], hours, of[1])))[:3])
 
             def moved(arm: str, hours: float | None, of: tuple[str, str] = (target["name"], metric)) -> str:
-                mean, low, high = spread(pool, (arm, of[0], hours, of[1]), reference)
-                return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
+                found = pool.spread(pool.difference((arm, of[0], hours, of[1]), reference))
+                return difference(dict(zip(("value", "low", "high"), found, strict=False)))
 
             lines += table(said, [reference, *others], value)
             if metric == MAIN[target["kind"]]:
