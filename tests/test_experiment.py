@@ -247,10 +247,25 @@ def test_a_baseline_is_fitted_once_by_the_runs_that_would_find_the_same(tmp_path
     }  # fmt: skip
     unseen, _ = plan(Grid(**(given | {"settings": SETTINGS}), raw="release"), tmp_path)
     assert sum("logistic" in str(stage.command) for stage in unseen) == 4
-    some, _ = plan(Grid(**given, raw="release", baseline_seeds=[1]), tmp_path)
-    assert all("seed-1" in stage.out for stage in some if "lightgbm" in str(stage.command))
-    with pytest.raises(TrajlmError, match="baseline_seeds"):
-        Grid(**given, raw="release", baseline_seeds=[7])
+
+
+def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
+    given = GRID | {"baselines": ["mlp", "logistic"], "settings": SETTINGS, "raw": "release"}
+    every, _ = plan(Grid(**given), tmp_path)
+    some, runs = plan(Grid(**given, seeds_of={"scratch": [1], "mlp": [0]}), tmp_path)
+    # The plan is the full one without these: what stays is the same command.
+    assert {stage.out for stage in every} - {stage.out for stage in some} == {"split-0/scratch-tiny-seed-0"}
+    assert [(run.arm, run.seed) for run in runs] == [
+        ("contrastive-tiny", 0), ("scratch-tiny", 1), ("contrastive-tiny", 1),
+    ]  # fmt: skip
+    fitting = {stage.out.split("/")[1] for stage in some if '"mlp"' in str(stage.command)}
+    assert fitting == {"contrastive-tiny-seed-0"}
+    alone, _ = plan(Grid(**given, seeds_of={"contrastive": [0]}), tmp_path)
+    assert not any("encoders-seed-1" in stage.out for stage in alone)
+    for wrong, told in (({"mlp": [7]}, "mlp must take some"), ({"mlp": []}, "mlp must take some"),
+                        ({"lstn": [0]}, "nearest")):  # fmt: skip
+        with pytest.raises(TrajlmError, match=told):
+            Grid(**given, seeds_of=wrong)
 
 
 @pytest.mark.parametrize(

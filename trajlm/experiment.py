@@ -79,12 +79,14 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
             stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data), 0))
         for seed in grid.seeds:
             encoders = str(out / home / f"encoders-seed-{seed}")
-            if "contrastive" in grid.encoders:
+            if "contrastive" in grid.encoders and grid.takes(seed, "contrastive"):
                 command = _script("pretrain.py", _until(grid, 1), out=encoders, data=data, seed=seed)
                 stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command, 1))
             for start in grid.encoders:
                 for backbone in grid.backbones:
                     for variant, settings in (grid.variants or {"": {}}).items():
+                        if not grid.takes(seed, start, backbone, variant):
+                            continue
                         arm = "-".join(filter(None, [start, backbone.replace("/", "_"), variant]))
                         name = f"{home}/{arm}-seed-{seed}"
                         of = encoders if start == "contrastive" else "scratch"
@@ -102,9 +104,8 @@ def _baselines(
     grid: Grid, fitted: set[tuple[str, ...]], home: str, seed: int, start: str, settings: dict[str, Any]
 ) -> list[str]:
     """Those that no earlier run of the split fits alike; ``fitted`` takes them in."""
-    if grid.baseline_seeds is not None and seed not in grid.baseline_seeds:
-        return []
-    keys = {name: (home, *_depends_on(grid, name, seed, start, settings)) for name in grid.baselines}
+    own = [name for name in grid.baselines if grid.takes(seed, name)]
+    keys = {name: (home, *_depends_on(grid, name, seed, start, settings)) for name in own}
     chosen = [name for name, key in keys.items() if key not in fitted]
     fitted.update(keys.values())
     return chosen

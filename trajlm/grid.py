@@ -42,7 +42,7 @@ class Grid:
         backbones: names as of backbone.name.
         baselines: as of finetuning.baselines.
         ensembles: as of finetuning.ensembles, in the runs that fit those baselines: one for each that differs.
-        baseline_seeds: of the seeds, those whose runs fit the baselines; null takes all.
+        seeds_of: encoders, backbones, baselines or variants that take only some of the seeds, and which.
         settings: keys of a recipe, dotted, and the values every run takes.
         variants: name to settings of further arms; empty runs one arm without a name.
     """
@@ -56,7 +56,7 @@ class Grid:
     backbones: list[str] = field(default_factory=lambda: ["small"])
     baselines: list[str] = field(default_factory=lambda: ["mlp", "lstm", "logistic", "lightgbm"])
     ensembles: list[str] = field(default_factory=list)
-    baseline_seeds: list[int] | None = None
+    seeds_of: dict[str, list[int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -75,14 +75,20 @@ class Grid:
             raise TrajlmError(f"ensembles: {', '.join(lone)} must stand in baselines too")
         if SEVERITY in self.ensembles:
             raise TrajlmError("ensembles: severity scores are not averaged; leave severity out")
-        stray = set(self.baseline_seeds or []) - set(self.seeds)
-        if stray or self.baseline_seeds == []:
-            raise TrajlmError(f"baseline_seeds must name some of the seeds {self.seeds}; {self.baseline_seeds} came")
+        arms = [*self.encoders, *self.backbones, *self.baselines, *self.variants]
+        for name, seeds in self.seeds_of.items():
+            _require_known(name, arms, "an encoder, backbone, baseline or variant of this grid")
+            if not seeds or set(seeds) - set(self.seeds):
+                raise TrajlmError(f"seeds_of: {name} must take some of the seeds {self.seeds}; {seeds} came")
         for settings in (self.settings, *self.variants.values()):
             for key in settings:
                 _require_known(key, valid_keys(), "a setting of a recipe")
             for key in set(settings) & set(OWN) if settings is not self.settings else ():
                 raise TrajlmError(f"variants: {key} is what the grid's own keys say; leave it out")
+
+    def takes(self, seed: int, *names: str) -> bool:
+        """Whether all these encoders, backbones, baselines or variants are run at a seed."""
+        return all(seed in self.seeds_of.get(name, self.seeds) for name in names)
 
 
 def _require_known(value: Any, valid: Sequence[str], what: str) -> None:
