@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from trajlm.arms import ENSEMBLES, is_sequence
 from trajlm.compare import compare
 from trajlm.config import FinetuningConfig
-from trajlm.ensemble import ensemble_beliefs
+from trajlm.ensemble import ensemble_beliefs, mean_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
 from trajlm.flags import parse_recipe, recipe_parser
@@ -116,3 +116,13 @@ def test_a_run_reports_and_compares_its_ensemble(prepared_folder, encoders_run, 
     aurocs = [roc_auc_score(f.filter(known)["target_mortality"], f.filter(known)["belief_mortality"]) for f in held]
     assert row["value"] == pytest.approx(aurocs[0] - aurocs[1], abs=1e-9)
     assert "Sequence model and logistic regression, averaged" in (tmp_path / "tables" / "comparison.md").read_text()
+
+
+def test_models_that_believe_after_other_events_are_not_averaged() -> None:
+    one = sequence_of({1: [(0, 0.2, 10.0), (1, 0.4, 20.0)]})
+    other = sequence_of({1: [(0, 0.2, 10.0), (2, 0.4, 20.0)]})
+    kinds = {task.target: task.kind for task in TASKS}
+    # In whatever order the rows come.
+    assert mean_beliefs([one, one.reverse()], kinds)["belief_mortality"].to_list() == pytest.approx([0.2, 0.4])
+    with pytest.raises(TrajlmError, match="cannot be averaged"):
+        mean_beliefs([one, other], kinds)

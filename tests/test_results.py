@@ -224,7 +224,45 @@ def test_a_difference_is_to_the_static_arm_that_was_best_on_the_tuning_stays(mad
     averaged = "sequence model and logistic regression, averaged, scratch-tiny"
     assert made.pool.best_sequence(target, "averaged") == averaged
     network = "sequence model's network alone, contrastive-tiny"
-    assert made.pool.chosen(target) == ["sequence model, contrastive-tiny", averaged, network]
+    together = "sequence model, contrastive-tiny, seeds averaged"
+    assert made.pool.chosen(target) == ["sequence model, contrastive-tiny", averaged, network, together]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_seeds_averaged_are_one_model_whose_rivals_may_be_the_same(made, target):
+    """Mean log-odds, or mean log(1 + hours), of both seeds of a split, stay by stay."""
+    metric = "auroc" if target == "mortality" else "mae"
+
+    def mean_of(arm, start, split, part):
+        by_stay = {}
+        for run in runs_with(made, arm, split, start):
+            for row in last_beliefs(run, arm, part).iter_rows(named=True):
+                by_stay.setdefault(row["stay_id"], []).append((row[f"target_{target}"], row[f"belief_{target}"]))
+        assert {len(of) for of in by_stay.values()} == {len(SEEDS)}
+        y = [of[0][0] for of in by_stay.values()]
+        if target == "mortality":
+            odds = [np.mean([np.log(b / (1 - b)) for _, b in of]) for of in by_stay.values()]
+            return roc_auc_score(y, 1 / (1 + np.exp(-np.array(odds))))
+        return mean_absolute_error(y, [np.expm1(np.mean([np.log1p(b) for _, b in of])) for of in by_stay.values()])
+
+    def over_splits(arm, start, part="held_out"):
+        return np.mean([mean_of(arm, start, split, part) for split in SPLITS])
+
+    name = "sequence model, scratch-tiny, seeds averaged"
+    row = row_of(made.pool.figures(), name, target, None, metric)
+    assert row["value"] == pytest.approx(over_splits("sequence", "scratch"), abs=1e-9)
+    assert (row["splits"], row["runs"]) == (2, 2)
+    # One run of a split fits the logistic regression: there is nothing to average.
+    assert not any(arm.startswith("logistic") and "averaged" in arm for arm in made.pool.arms)
+    told = next(t for t in made.pool.targets if t["name"] == target)
+    rival = made.pool.best_static(told, None, seeds=True)
+    assert "averaged" not in made.pool.best_static(told, None)
+    start = rival.split(", ")[1]
+    assert rival == f"static MLP (late fusion), {start}, seeds averaged"
+    others = [over_splits("static_mlp", start, "tuning") for start in ("scratch", "contrastive")]
+    assert over_splits("static_mlp", start, "tuning") == (max if metric == "auroc" else min)(others)
+    moved = row_of(made.pool.differences(), name, target, None, metric)["value"]
+    assert moved == pytest.approx(row["value"] - over_splits("static_mlp", start), abs=1e-9)
 
 
 def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
@@ -292,6 +330,9 @@ def test_the_page(made, tmp_path):
     assert "In-hospital death, AUROC" in page
     assert "the network alone is an arm of its own" in page
     assert "- In-hospital death, AUROC: the sequence model's network alone (contrastive-tiny)" in page
+    assert "*Seeds averaged* is one model of several runs" in page
+    assert "Where seeds are averaged: static MLP (late fusion), " in page
+    assert "- In-hospital death, AUROC: the sequence model (contrastive-tiny, seeds averaged)" in page
     assert "Calibration at the end of window" in page
     with pytest.raises(TrajlmError, match="different names"):
         results([made.root, made.root], tmp_path / "again.md")

@@ -1,16 +1,17 @@
-"""Two arms as one: the sequence model and a baseline of the same run, averaged where both state a belief.
+"""Models averaged where all state a belief: the sequence model and a baseline of its run, or one arm of several seeds.
 
-They read the same records in different ways and err on different stays, so their mean is better than either; nothing is
+They read the same records in different ways and err on different stays, so their mean is better than each; nothing is
 fitted, so nothing can leak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
 from trajlm.errors import TrajlmError
+from trajlm.metrics import Kind
 from trajlm.tasks import Task
 
 LEAST_ODDS = 1e-6  # a probability of 0 or 1 would decide the mean alone
@@ -41,15 +42,41 @@ def ensemble_beliefs(sequence: pl.DataFrame, baseline: pl.DataFrame, tasks: Sequ
     unmatched = both.filter(pl.col(f"{names[0]}_sequence").is_null())
     if unmatched.height:
         raise TrajlmError(f"stay {unmatched['stay_id'][0]}: the sequence model states no belief beside the baseline's")
-    means = [_mean(task).alias(name) for task, name in zip(tasks, names, strict=True)]
+    means = [_mean(task.kind, [pl.col(name), pl.col(f"{name}_sequence")]).alias(name)
+             for task, name in zip(tasks, names, strict=True)]  # fmt: skip
     return both.with_columns(means).sort("_row").select(baseline.columns).cast(baseline.schema)
 
 
-def _mean(task: Task) -> pl.Expr:
-    first, second = pl.col(f"belief_{task.target}"), pl.col(f"belief_{task.target}_sequence")
-    if task.kind == "hours":
-        return ((first.log1p() + second.log1p()) / 2).exp() - 1
-    return 1 / (1 + (-(_log_odds(first) + _log_odds(second)) / 2).exp())
+def mean_beliefs(beliefs: Sequence[pl.DataFrame], kinds: Mapping[str, Kind]) -> pl.DataFrame:
+    """Mean belief of one arm's models, as :func:`ensemble_beliefs` takes it.
+
+    Args:
+        beliefs: of each model, the same stays at the same moments.
+        kinds: of every target.
+
+    Raises:
+        TrajlmError: they were stated in other stays or after other events.
+    """
+    first = beliefs[0]
+    by = [name for name in ("stay_id", "event_index", "landmark") if name in first.columns]
+    both = first.sort(by, nulls_last=True)
+    keys = both.select(by)
+    for i, other in enumerate(beliefs[1:], 1):
+        own = other.sort(by, nulls_last=True)
+        if not own.select(by).equals(keys):
+            raise TrajlmError("models that believe in other stays or after other events cannot be averaged")
+        both = both.hstack([own[f"belief_{name}"].alias(f"belief_{name}_{i}") for name in kinds])
+    means = [
+        _mean(kind, [pl.col(f"belief_{name}{f'_{i}' if i else ''}") for i in range(len(beliefs))])
+        .alias(f"belief_{name}") for name, kind in kinds.items()
+    ]  # fmt: skip
+    return both.with_columns(means).select(first.columns).cast(first.schema)
+
+
+def _mean(kind: Kind, beliefs: Sequence[pl.Expr]) -> pl.Expr:
+    if kind == "hours":
+        return pl.mean_horizontal([belief.log1p() for belief in beliefs], ignore_nulls=False).exp() - 1
+    return 1 / (1 + (-pl.mean_horizontal([_log_odds(b) for b in beliefs], ignore_nulls=False)).exp())
 
 
 def _log_odds(probability: pl.Expr) -> pl.Expr:

@@ -21,11 +21,13 @@ from trajlm.arms import ARM_TITLES, MACRO, NETWORK, SEQUENCE, arm_title, beliefs
 from trajlm.calibration import fit_temperature, scaled
 from trajlm.checkpoint import read_run
 from trajlm.compared import load_runs
+from trajlm.ensemble import mean_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.evidence import CHOSEN_BY
 from trajlm.metrics import (
     METRICS,
     RAISED_BY_CHANCE,
+    Kind,
     Metric,
     beliefs_at_landmark,
     interval_of,
@@ -41,8 +43,10 @@ POOLED = {
     "group": ("macro_auroc", "macro_auprc"),
 }
 CALIBRATION = ("adaptive_calibration_error", "brier_skill_score")
-# What a sequence arm may be: the whole model, that averaged with a baseline, or its network alone.
-KINDS = ("whole", "averaged", "network")
+# What a sequence arm may be: the whole model, that averaged with a baseline, its network alone, or any of these with
+# the beliefs of all seeds of a split averaged.
+KINDS = ("whole", "averaged", "network", "seeds")
+ALL_SEEDS = "seeds averaged"  # ends the name of an arm whose belief is the mean over the seeds of a split
 SCALED = "_scaled"  # ends the name of a calibration metric after temperature scaling
 POOLED_COLUMNS: dict[str, pl.DataType] = {
     "arm": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(), "value": pl.Float64(),
@@ -71,7 +75,15 @@ def pooled_title(run: GridRun, name: str) -> str:
 
 
 Key = tuple[str, str, float | None, str]  # arm, target, landmark, metric
-Draws = dict[Key, dict[str, dict[int, FloatArray]]]  # by split and seed: the figure, then its resamples
+Draws = dict[Key, dict[str, dict[int | None, FloatArray]]]  # by split and seed: the figure, then its resamples
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Which runs hold an arm of a split, and its name there: one run of each seed that is averaged."""
+
+    runs: tuple[GridRun, ...]
+    name: str
 
 
 class Pool:
@@ -96,16 +108,50 @@ class Pool:
         self.targets += [{"name": g["name"], "kind": "group", "title": g["title"], "members": g["targets"]}
                          for g in first["groups"]]  # fmt: skip
         # One run stands for all that hold the same arm of the same split and seed.
-        self._holders: dict[tuple[str, str, int], tuple[GridRun, str]] = {}
+        self._holders: dict[tuple[str, str, int | None], _Holder] = {}
         for run in runs:
             for name in metrics[run.path]["arms"][HELD_OUT]:
-                self._holders.setdefault((pooled_title(run, name), run.split, run.seed), (run, name))
+                self._holders.setdefault((pooled_title(run, name), run.split, run.seed), _Holder((run,), name))
+        self._kinds: dict[str, Kind] = {t["name"]: t["kind"] for t in first["targets"]}
+        self._tuning: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {
+            (arm, split, seed): metrics[of.runs[0].path]["arms"][TUNING][of.name]
+            for (arm, split, seed), of in self._holders.items()
+        }
+        self._hold_all_seeds()
         self.arms = sorted({arm for arm, _, _ in self._holders}, key=lambda arm: (self.is_sequence(arm), arm))
         self._counted: dict[tuple[str, float | None], frozenset[int]] = {}
-        self._tuning = {
-            (arm, split, seed): metrics[run.path]["arms"][TUNING][name]
-            for (arm, split, seed), (run, name) in self._holders.items()
-        }
+
+    def _hold_all_seeds(self) -> None:
+        """Beside every arm that has several seeds in every split: that with their beliefs averaged."""
+        several: dict[str, dict[str, list[_Holder]]] = {}
+        for (arm, split, _), holder in self._holders.items():
+            several.setdefault(arm, {}).setdefault(split, []).append(holder)
+        for arm, by_split in several.items():
+            if set(by_split) < set(self.splits) or min(map(len, by_split.values())) < 2:
+                continue
+            for split, holders in by_split.items():
+                key = f"{arm}, {ALL_SEEDS}", split, None
+                together = _Holder(tuple(run for holder in holders for run in holder.runs), holders[0].name)
+                self._holders[key], self._tuning[key] = together, self._told(together)
+
+    def _told(self, holder: _Holder) -> list[dict[str, Any]]:
+        """What ``metrics.json`` would tell of tuning stays, of the metrics that arms are chosen by."""
+        stays, beliefs = self._read(holder)
+        own, rows = beliefs.filter(pl.col("split") == TUNING), []
+        for landmark in landmarks_of(own):
+            at = _of_patients(own, stays, landmark)
+            for target in self.targets:
+                metric, _ = _chosen_by(target)
+                y, b, _ = _known(at, target)
+                value = float(_metric(metric)(y, b)) if len(y) else float("nan")
+                rows.append({"target": target["name"], "metric": metric, "landmark": landmark, "value": value})
+        return rows
+
+    def _read(self, holder: _Holder) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Stays, and the beliefs in them: the mean where several runs hold them."""
+        beliefs = [pl.read_parquet(beliefs_path(run.path, holder.name)) for run in holder.runs]
+        stays = pl.read_parquet(holder.runs[0].path / STAYS)
+        return stays, mean_beliefs(beliefs, self._kinds) if len(beliefs) > 1 else beliefs[0]
 
     @staticmethod
     def is_sequence(arm: str) -> bool:
@@ -120,6 +166,8 @@ class Pool:
     @staticmethod
     def kind(arm: str) -> str:
         """Which of KINDS a sequence arm is."""
+        if arm.endswith(ALL_SEEDS):
+            return "seeds"
         if arm.startswith(ARM_TITLES[NETWORK]):
             return "network"
         return "averaged" if arm.startswith(f"{ARM_TITLES[SEQUENCE]} and ") else "whole"
@@ -135,28 +183,22 @@ class Pool:
     def draws(self) -> Draws:
         """Every pooled figure with its resamples, float[1 + resamples]; NaN where undefined."""
         found: Draws = {}
-        for (arm, split, seed), (run, name) in self._holders.items():
-            for target, landmark, metric, values in self._figures(run, name):
+        for (arm, split, seed), holder in self._holders.items():
+            for target, landmark, metric, values in self._figures(holder):
                 found.setdefault((arm, target, landmark, metric), {}).setdefault(split, {})[seed] = values
         return found
 
-    def _figures(self, run: GridRun, name: str) -> Iterator[tuple[str, float | None, str, FloatArray]]:
-        stays = pl.read_parquet(run.path / STAYS)
-        beliefs = pl.read_parquet(beliefs_path(run.path, name))
+    def _figures(self, holder: _Holder) -> Iterator[tuple[str, float | None, str, FloatArray]]:
+        stays, beliefs = self._read(holder)
         held_out, tuning = (beliefs.filter(pl.col("split") == split) for split in (HELD_OUT, TUNING))
         for landmark in landmarks_of(held_out):
-            at = beliefs_at_landmark(held_out, stays, landmark).join(
-                stays.select("stay_id", "subject_id"), on="stay_id"
-            )
-            self._require_same_stays(run, name, landmark, at)
+            at = _of_patients(held_out, stays, landmark)
+            self._require_same_stays(holder.runs[0], holder.name, landmark, at)
             for target in self.targets:
                 y, b, people = _known(at, target)
                 for metric in POOLED[target["kind"]]:
                     yield target["name"], landmark, metric, self._resampled(_metric(metric), y, b, people)
-        last, earlier = (
-            beliefs_at_landmark(own, stays, None).join(stays.select("stay_id", "subject_id"), on="stay_id")
-            for own in (held_out, tuning)
-        )
+        last, earlier = (_of_patients(own, stays, None) for own in (held_out, tuning))
         for target in (t for t in self.targets if t["kind"] == "probability" and len(last)):
             (y, b, people), (before, told, _) = _known(last, target), _known(earlier, target)
             after = scaled(b, fit_temperature(before, told))
@@ -186,13 +228,19 @@ class Pool:
         """Mean over the seeds of each split, float[1 + resamples]; empty where the arm has no such figure."""
         return {split: _mean(list(of.values())) for split, of in self.draws.get(key, {}).items()}
 
-    def best_static(self, target: dict[str, Any], landmark: float | None) -> str | None:
+    def best_static(self, target: dict[str, Any], landmark: float | None, seeds: bool = False) -> str | None:
         """The static arm that was best on the tuning stays of all splits at a landmark; None without any.
 
         One for all splits, as the sequence arm is: few tuning stays of one split die, and what is best among them by
         chance is a weak rival.
+
+        Args:
+            target: one of ``targets``.
+            landmark: hours since admission, or None.
+            seeds: also among those with the seeds averaged: rivals of a sequence arm of that kind.
         """
-        return self._best(self.static_arms, target, landmark)
+        arms = [arm for arm in self.static_arms if seeds or not arm.endswith(ALL_SEEDS)]
+        return self._best(arms, target, landmark)
 
     def best_sequence(self, target: dict[str, Any], kind: str) -> str | None:
         """The sequence arm of a kind that was best on the tuning stays of all splits at the window's end."""
@@ -213,7 +261,7 @@ class Pool:
 
         NaN for an arm that some split lacks.
         """
-        metric, sign = CHOSEN_BY.get(target["kind"], ("macro_auroc", 1.0))
+        metric, sign = _chosen_by(target)
         wanted = (target["name"], metric, landmark)
         values = [
             (split, sign * row["value"])
@@ -247,9 +295,10 @@ class Pool:
 
         Empty where there is no rival; of the splits, those that have both.
         """
-        _, name, landmark, metric = key
+        arm, name, landmark, metric = key
         if rival is None:
-            rival = self.best_static(next(t for t in self.targets if t["name"] == name), landmark)
+            target = next(t for t in self.targets if t["name"] == name)
+            rival = self.best_static(target, landmark, seeds=arm.endswith(ALL_SEEDS))
         theirs = {} if rival is None else self.by_split((rival, name, landmark, metric))
         return {split: own - theirs[split] for split, own in self.by_split(key).items() if split in theirs}
 
@@ -267,6 +316,16 @@ class Pool:
 
 def _metric(name: str) -> Metric:
     return METRICS[name][0] if name in METRICS else MACRO[name]
+
+
+def _chosen_by(target: dict[str, Any]) -> tuple[str, float]:
+    """Metric that arms are chosen by, and 1.0 where more is better, else -1.0."""
+    return CHOSEN_BY.get(target["kind"], ("macro_auroc", 1.0))
+
+
+def _of_patients(beliefs: pl.DataFrame, stays: pl.DataFrame, landmark: float | None) -> pl.DataFrame:
+    """Beliefs at a landmark, with whose they are."""
+    return beliefs_at_landmark(beliefs, stays, landmark).join(stays.select("stay_id", "subject_id"), on="stay_id")
 
 
 def _known(at: pl.DataFrame, target: dict[str, Any]) -> tuple[FloatArray, FloatArray, NDArray[np.object_]]:

@@ -70,13 +70,19 @@ def _sign(metric: str) -> str:
 
 def _rivals(pool: Pool, target: dict[str, Any]) -> str:
     """Which static arm was the best at which landmarks."""
+    told = f"Best on the tuning stays: {_best_at(pool, target, seeds=False)}."
+    if any(pool.kind(arm) == "seeds" for arm in pool.arms if pool.is_sequence(arm)):
+        told += f" Where seeds are averaged: {_best_at(pool, target, seeds=True)}."
+    return told
+
+
+def _best_at(pool: Pool, target: dict[str, Any], seeds: bool) -> str:
     at: dict[str, list[str]] = {}
     for landmark in LANDMARKS:
-        rival = pool.best_static(target, landmark)
+        rival = pool.best_static(target, landmark, seeds)
         if rival is not None:
             at.setdefault(rival, []).append(at_landmark(landmark))
-    told = [f"{rival} at {', '.join(when)}" for rival, when in at.items()]
-    return f"Best on the tuning stays: {'; '.join(told)}."
+    return "; ".join(f"{rival} at {', '.join(when)}" for rival, when in at.items())
 
 
 def each_table(pool: Pool, target: dict[str, Any]) -> Table:

@@ -129,17 +129,24 @@ def section(grid: Found, frame: pl.DataFrame) -> str:
 
 
 def beside(pool: Pool) -> list[str]:
-    """What the sequence model is made of, where its network is only a part of it."""
-    if not any(pool.kind(arm) == "network" for arm in pool.arms):
-        return []
-    return [
-        "The sequence model is a mean of its network with what its recipe sets beside it (a regression, trees), of the "
-        "same events at the same moments; the network alone is an arm of its own."
-    ]
+    """What arms are made of, where that is more than one model."""
+    kinds = {pool.kind(arm) for arm in pool.arms if pool.is_sequence(arm)}
+    told = []
+    if "network" in kinds:
+        told.append(
+            "The sequence model is a mean of its network with what its recipe sets beside it (a regression, trees), of "
+            "the same events at the same moments; the network alone is an arm of its own."
+        )
+    if "seeds" in kinds:
+        told.append(
+            "*Seeds averaged* is one model of several runs: the mean belief of all seeds of a split. Its rival is the "
+            "best static arm, those with their seeds averaged included."
+        )
+    return told
 
 
 def verdicts(pool: Pool, target: dict[str, Any], moved: pl.DataFrame) -> list[str]:
-    """What is said of the best sequence model, of the best averaged with a baseline, and of the best network alone."""
+    """What is said of the best sequence arm of every kind."""
     if not pool.chosen(target):
         return [f"{measure(target, MAIN[target['kind']])}: no sequence model stands beside a static arm."]
     return [verdict(arm, target, moved) for arm in pool.chosen(target)]
