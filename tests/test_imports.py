@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Stages in order; a name stands for its module or for everything in its folder.
 ORDER = [
     ["errors", "resources"],
+    ["locks"],
     ["schema", "config"],
     ["flags"],
     ["weights"],

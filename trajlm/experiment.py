@@ -29,6 +29,7 @@ from trajlm.checkpoint import GRID_DONE, GRID_RECORD, write_text
 from trajlm.compare import compare
 from trajlm.errors import TrajlmError
 from trajlm.grid import Grid, read_grid, require_runnable
+from trajlm.locks import locked
 from trajlm.pooling import GridRun
 from trajlm.summary import summarise
 
@@ -172,7 +173,14 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     work = _Work(out, len(stages), done)
     for stage in stages:
         work.check(stage)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _run_all(stages, work, jobs)
+        _write_tables(path, grid, runs, out)
+
+
+def _run_all(stages: Sequence[Stage], work: _Work, jobs: int) -> None:
+    """Level by level, ``jobs`` at a time."""
     for level in sorted({stage.level for stage in stages}):
         with ThreadPoolExecutor(jobs) as pool:
             mine = [pool.submit(work.do, stage) for stage in stages if stage.level == level]
@@ -182,6 +190,10 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
             for stage_done in mine:
                 if not stage_done.cancelled():
                     stage_done.result()
+
+
+def _write_tables(path: Path, grid: Grid, runs: Sequence[GridRun], out: Path) -> None:
+    """Of the finished runs: the record, each split's stays and comparison, the summary."""
     write_text(out / RECORD, json.dumps(_record(path, grid, runs, out), indent=1))
     for split in dict.fromkeys(run.split for run in runs):
         _publish_stays(grid, out, split)

@@ -42,6 +42,7 @@ from trajlm.fusions import FUSIONS
 from trajlm.hardware import means_of
 from trajlm.latents import KnownLatents, Latents, TrajectoryBatch, cache_latents
 from trajlm.linear_readout import LinearReadout, fit_linear
+from trajlm.locks import locked
 from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
 from trajlm.readings import Readings, best_shares, most_stays, readings
@@ -148,6 +149,12 @@ def finetune(recipe: Recipe) -> Path:
     chosen_tracker(recipe.tracker)
     prepared = load_prepared(recipe.data)
     accelerator = make_accelerator()
+    out = Path(recipe.out)
+    with locked(out, accelerator.is_main_process):
+        return _finetune(recipe, out, prepared, accelerator)
+
+
+def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -> Path:
     torch.manual_seed(recipe.seed)
     encoders, recipe.encoder = _encoders(recipe, prepared)
     if recipe.encoders != "scratch" and accelerator.is_main_process:
@@ -171,7 +178,7 @@ def finetune(recipe: Recipe) -> Path:
         require_splittable(recipe)
     if splits_moments(accelerator):
         require_splittable_moments(recipe)
-    run = RunFolder(recipe.out, "finetuning", recipe, inputs, accelerator.is_main_process)
+    run = RunFolder(out, "finetuning", recipe, inputs, accelerator.is_main_process)
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")
         return run.path

@@ -23,6 +23,7 @@ from trajlm.cohorts.ledger import RowLedger
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError
 from trajlm.grouping import Catalogue, LeftOut, fit_features, left_out_note, merge_statistics
+from trajlm.locks import locked
 from trajlm.schema import (
     ADMISSION_RANK,
     MORTALITY,
@@ -62,6 +63,12 @@ def prepare(settings: PrepareConfig, out: Path) -> None:
             _require_whole(earlier, out)
             tqdm.write(f"{out}: already prepared")
             return
+    with locked(out):
+        _replace_whole(settings, out, earlier)
+
+
+def _replace_whole(settings: PrepareConfig, out: Path, earlier: dict[str, Any] | None) -> None:
+    """Prepare beside ``out``, and put it there when all of it is written."""
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -26,6 +26,7 @@ from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.gradcache import cached_backward, refuse_batch_norm
+from trajlm.locks import locked
 from trajlm.objectives import OBJECTIVES
 from trajlm.retrieval import alignment, recall_at_k, silhouette, uniformity
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
@@ -94,11 +95,17 @@ def pretrain(recipe: Recipe) -> Path:
     chosen_tracker(recipe.tracker)
     prepared = load_prepared(recipe.data)
     accelerator = make_accelerator(unused_parameters=True)
+    out = Path(recipe.out)
+    with locked(out, accelerator.is_main_process):
+        return _pretrain(recipe, out, prepared, accelerator)
+
+
+def _pretrain(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -> Path:
     torch.manual_seed(recipe.seed)
     # Whatever the settings get wrong shows before the run folder is made.
     objective = AlignmentObjective(build_encoders(prepared, recipe.encoder), recipe.pretraining)
     inputs = {"data": data_fingerprint(prepared.folder)}
-    run = RunFolder(recipe.out, "pretraining", recipe, inputs, accelerator.is_main_process)
+    run = RunFolder(out, "pretraining", recipe, inputs, accelerator.is_main_process)
     if run.finished:
         print(f"{run.path}: pretraining is finished already")
         return run.path
