@@ -249,6 +249,31 @@ def test_a_baseline_is_fitted_once_by_the_runs_that_would_find_the_same(tmp_path
     assert sum("logistic" in str(stage.command) for stage in unseen) == 4
 
 
+def test_a_variant_of_the_encoders_is_pretrained_for_itself(tmp_path):
+    variants = {"plain": {}, "wide": {"encoder.latent_width": 64}, "late": {"finetuning.epochs": 2},
+                "brief": {"pretraining.epochs": 2, "finetuning.epochs": 2}}  # fmt: skip
+    given = GRID | {"seeds": [0], "raw": "release", "baselines": ["mlp", "lightgbm"], "variants": variants}
+    given["settings"] = SETTINGS | {"finetuning.stays": "train"}
+    stages, _ = plan(Grid(**given), tmp_path)
+    of = {stage.out.removeprefix("split-0/"): stage.command for stage in stages}
+    pretrained = {name: command for name, command in of.items() if name.startswith("encoders")}
+    assert set(pretrained) == {"encoders-seed-0", "encoders-wide-seed-0", "encoders-brief-seed-0"}
+    flags = {name: dict(zip(words[2::2], words[3::2], strict=True)) for name, words in of.items() if words[1] != "-m"}
+    own = {name: {key: value for key, value in given.items() if key not in ("--out", "--config")}
+           for name, given in flags.items() if name in pretrained}  # fmt: skip
+    shared = own["encoders-seed-0"]
+    assert shared["--pretraining.epochs"] == "1"
+    assert own["encoders-wide-seed-0"] == shared | {"--encoder.latent_width": "64"}
+    assert own["encoders-brief-seed-0"] == shared | {"--pretraining.epochs": "2"}
+    for variant in variants:
+        of_variant = f"encoders-{variant}-seed-0" if variant in ("wide", "brief") else "encoders-seed-0"
+        run = flags[f"contrastive-tiny-{variant}-seed-0"]
+        assert run["--encoders"] == str(tmp_path / "split-0" / of_variant)
+        fitted = json.loads(run["--finetuning.baselines"])
+        assert ("mlp" in fitted) == (variant in ("plain", "wide", "brief")), "fusions read these encoders"
+        assert "lightgbm" not in fitted, "trees of summary features do not"
+
+
 def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
     given = GRID | {"baselines": ["mlp", "logistic"], "settings": SETTINGS, "raw": "release"}
     every, _ = plan(Grid(**given), tmp_path)

@@ -18,6 +18,7 @@ from trajlm.metrics import resample_weights
 from trajlm.pooling import GridRun, Pool
 from trajlm.results import results, standing
 from trajlm.subgroups import STAYS as STAYS_FILE
+from trajlm.summary import figures
 from trajlm.tasks import build_tasks
 
 STAYS, RESAMPLES = 80, 25
@@ -269,6 +270,16 @@ def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
     odd = made_run(tmp_path, "split-1", 7, "scratch-tiny", False)
     with pytest.raises(TrajlmError, match="cannot be compared"):
         Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", odd.path)], RESAMPLES)
+
+
+def test_a_baseline_that_several_variants_fitted_is_named_by_its_run(made, tmp_path):
+    """It may differ between them, and one must not stand for the other."""
+    other = made_run(tmp_path, "split-0", 0, "scratch-tiny", True)
+    runs = [made.runs[0], GridRun("split-0", 0, "scratch-tiny-focal", other.path)]
+    arms = Pool(runs, RESAMPLES).static_arms
+    fitted = ("logistic regression (summary features)", "static MLP (late fusion)")
+    assert arms == [f"{arm}, {run.arm}" for arm in fitted for run in runs]
+    assert set(figures(runs)["arm"]) >= set(arms)
 
 
 def test_a_run_that_is_not_finished_is_named(made, tmp_path):

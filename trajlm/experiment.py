@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -78,27 +79,37 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
         data = grid.data or str(out / home / "prepared")
         if grid.data is None:
             stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data), 0))
-        for seed in grid.seeds:
-            encoders = str(out / home / f"encoders-seed-{seed}")
-            if "contrastive" in grid.encoders and grid.takes(seed, "contrastive"):
-                command = _script("pretrain.py", _until(grid, 1), out=encoders, data=data, seed=seed)
-                stages.append(_stage(grid, f"{home}/encoders-seed-{seed}", command, 1))
-            for start in grid.encoders:
-                for backbone in grid.backbones:
-                    for variant, settings in (grid.variants or {"": {}}).items():
-                        if not grid.takes(seed, start, backbone, variant):
-                            continue
-                        arm = "-".join(filter(None, [start, backbone.replace("/", "_"), variant]))
-                        name = f"{home}/{arm}-seed-{seed}"
-                        of = encoders if start == "contrastive" else "scratch"
-                        baselines = _baselines(grid, fitted, home, seed, start, settings)
-                        flags = {"encoders": of, "backbone.name": backbone, "finetuning.baselines": baselines,
-                                 "finetuning.ensembles": [e for e in grid.ensembles if e in baselines]}  # fmt: skip
-                        command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed,
-                                          **flags, **settings)  # fmt: skip
-                        stages.append(_stage(grid, name, command, 2))
-                        runs.append(GridRun(home, seed, arm, out / name))
-    return stages, runs
+        for seed, start, backbone, (variant, settings) in itertools.product(
+            grid.seeds, grid.encoders, grid.backbones, (grid.variants or {"": {}}).items()
+        ):
+            if not grid.takes(seed, start, backbone, variant):
+                continue
+            encoders = "scratch"
+            if start == "contrastive":
+                pretraining = _pretraining(grid, out, home, data, seed, variant, settings)
+                if pretraining not in stages:
+                    stages.append(pretraining)
+                encoders = str(out / pretraining.out)
+            arm = "-".join(filter(None, [start, backbone.replace("/", "_"), variant]))
+            name = f"{home}/{arm}-seed-{seed}"
+            baselines = _baselines(grid, fitted, home, seed, start, settings)
+            flags = {"encoders": encoders, "backbone.name": backbone, "finetuning.baselines": baselines,
+                     "finetuning.ensembles": [e for e in grid.ensembles if e in baselines]}  # fmt: skip
+            command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed, **flags, **settings)
+            stages.append(_stage(grid, name, command, 2))
+            runs.append(GridRun(home, seed, arm, out / name))
+    return sorted(stages, key=lambda stage: stage.level), runs
+
+
+def _pretraining(
+    grid: Grid, out: Path, home: str, data: str, seed: int, variant: str, settings: dict[str, Any]
+) -> Stage:
+    """Of a variant's encoders: its own where it sets something that pretraining reads, else those of all the others."""
+    own = _read_by(settings, 1)
+    name = "-".join(filter(None, [f"{home}/encoders", variant if own else "", f"seed-{seed}"]))
+    settled = dataclasses.replace(grid, settings=_read_by(grid.settings, 1))
+    command = _script("pretrain.py", settled, out=str(out / name), data=data, seed=seed, **own)
+    return _stage(grid, name, command, 1)
 
 
 def _baselines(
@@ -114,9 +125,10 @@ def _baselines(
 
 def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict[str, Any]) -> tuple[str, ...]:
     """What two runs of a split must share for a baseline to come out the same in both."""
-    apart = {key: value for key, value in settings.items() if not key.startswith("backbone.")}
-    variant = json.dumps({key: value for key, value in apart.items() if key not in SEQUENCE_ALONE}, sort_keys=True)
     fusion = BASELINE_ARMS[baseline].startswith("static_")
+    unread = ("backbone.",) if fusion else ("backbone.", "encoder.", "pretraining.")
+    apart = {key: value for key, value in settings.items() if not key.startswith(unread)}
+    variant = json.dumps({key: value for key, value in apart.items() if key not in SEQUENCE_ALONE}, sort_keys=True)
     # Which unseen stays train depends on the seed; from the training split a linear model learns the same each time.
     stays = (grid.settings | settings).get("finetuning.stays")
     seedless = baseline in SEEDLESS and stays == "train"
@@ -133,10 +145,9 @@ def _prepare(grid: Grid, split: int | str, data: str) -> list[str]:
     return [*command, "--out", data, *which]
 
 
-def _until(grid: Grid, level: int) -> Grid:
-    """The grid without the settings of later stages."""
-    kept = {key: value for key, value in grid.settings.items() if key.split(".")[0] not in LATER[level]}
-    return dataclasses.replace(grid, settings=kept)
+def _read_by(settings: dict[str, Any], level: int) -> dict[str, Any]:
+    """The settings without those of later stages."""
+    return {key: value for key, value in settings.items() if key.split(".")[0] not in LATER[level]}
 
 
 def _script(name: str, grid: Grid, **flags: Any) -> list[str]:

@@ -7,7 +7,8 @@ an interval says how sure the mean is for these models, the spread between split
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,11 +65,26 @@ class GridRun:
     path: Path
 
 
-def pooled_title(run: GridRun, name: str) -> str:
-    """An arm of a run by what tells it from the others of its grid.
+def pooled_titles(runs: Sequence[GridRun], names: Mapping[Path, Iterable[str]]) -> dict[tuple[Path, str], str]:
+    """Every arm of every run by what tells it from the others of its grid; arms of one title are the same arm.
 
-    A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither.
+    A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither. Either
+    may depend on the settings of a variant: where several runs of a split and a seed fitted one, each is its run's.
+
+    Args:
+        runs: of one grid.
+        names: by a run's folder, its arms as ``metrics.json`` has them.
     """
+    told = {(run, name): _title(run, name) for run in runs for name in names[run.path]}
+    fitted = Counter((title, run.split, run.seed) for (run, _), title in told.items())
+    several = {title for (title, *_), number in fitted.items() if number > 1}
+    return {
+        (run.path, name): ", ".join([arm_title(name), run.arm]) if title in several else title
+        for (run, name), title in told.items()
+    }
+
+
+def _title(run: GridRun, name: str) -> str:
     start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
     of = run.arm if is_sequence(name) else start if name.startswith("static_") else ""
     return ", ".join(filter(None, [arm_title(name), of]))
@@ -107,11 +123,13 @@ class Pool:
         self.targets = [t | {"members": [t["name"]]} for t in first["targets"] if t["group"] is None]
         self.targets += [{"name": g["name"], "kind": "group", "title": g["title"], "members": g["targets"]}
                          for g in first["groups"]]  # fmt: skip
-        # One run stands for all that hold the same arm of the same split and seed.
-        self._holders: dict[tuple[str, str, int | None], _Holder] = {}
-        for run in runs:
-            for name in metrics[run.path]["arms"][HELD_OUT]:
-                self._holders.setdefault((pooled_title(run, name), run.split, run.seed), _Holder((run,), name))
+        names = {path: list(told["arms"][HELD_OUT]) for path, told in metrics.items()}
+        titles = pooled_titles(runs, names)
+        self._holders: dict[tuple[str, str, int | None], _Holder] = {
+            (titles[run.path, name], run.split, run.seed): _Holder((run,), name)
+            for run in runs
+            for name in names[run.path]
+        }
         self._kinds: dict[str, Kind] = {t["name"]: t["kind"] for t in first["targets"]}
         self._tuning: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {
             (arm, split, seed): metrics[of.runs[0].path]["arms"][TUNING][of.name]
