@@ -27,9 +27,9 @@ from streaming import events, model_of, stream_at
 from trajlm.assemble import build_encoders
 from trajlm.config import EncoderConfig, FinetuningConfig
 from trajlm.dataset import load_prepared
-from trajlm.finetuning import SequenceObjective
 from trajlm.latents import cache_latents
 from trajlm.schema import Timeline
+from trajlm.sequence_objective import SequenceObjective
 
 LENGTHS, DEFAULT = (1000, 5000, 20000), FinetuningConfig().max_events
 # Reading costs the square of the length in attention: the largest shape is measured at the default's length alone.

@@ -23,10 +23,10 @@ from trajlm.assemble import load_encoders
 from trajlm.backbones import build_backbone
 from trajlm.config import BackboneConfig, FinetuningConfig
 from trajlm.dataset import Prepared, load_prepared
-from trajlm.finetuning import SequenceObjective
 from trajlm.interpret.ablation import anchoring, cohort_ablation, cohort_batches
 from trajlm.latents import Latents, cache_latents
 from trajlm.metrics import auroc
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel
 

@@ -29,11 +29,12 @@ from trajlm.checkpoint import RunFolder
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.dataset import load_prepared
 from trajlm.engines import make_accelerator
-from trajlm.finetuning import SequenceObjective, target_table
+from trajlm.finetuning import target_table
 from trajlm.latents import cache_latents
 from trajlm.packing import arrange
 from trajlm.presets import presets
 from trajlm.selection import finetuning_splits
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.static import fitted_tasks
 from trajlm.training import LoopSettings, Stage, Trainer, epoch_batches
 

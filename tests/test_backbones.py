@@ -16,12 +16,12 @@ from trajlm.adapters import decoder_layers, idle_adapters, linear_names, lora_ta
 from trajlm.backbones import build_backbone, config_of, load_trunk, shape_of, token_embeddings
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective
 from trajlm.hardware import means_of
 from trajlm.latents import TrajectoryBatch
 from trajlm.packing import SequenceReader, arrange, hidden_mask
 from trajlm.presets import Family, families, family_of, presets, table
 from trajlm.schema import Event
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.trajectory import TrajectoryModel
 
 logging.set_verbosity_error()

@@ -19,8 +19,8 @@ from trajlm.config import FinetuningConfig, Recipe
 from trajlm.distributed import whole
 from trajlm.engines import make_accelerator
 from trajlm.errors import SharedError
-from trajlm.finetuning import SequenceObjective
 from trajlm.latents import TrajectoryBatch
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.training import LoopSettings, Stage, Trainer, history
 from trajlm.zero import SplitOptimiser
 

@@ -22,7 +22,7 @@ from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.distributed import whole
 from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.sharding import require_splittable, shard, unshard
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))

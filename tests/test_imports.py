@@ -49,6 +49,7 @@ ORDER = [
     ["summaries", "tabular_models", "calibration"],
     ["subgroups", "baselines", "arms", "selection", "ensemble"],
     ["trackers"],
+    ["sequence_objective"],
     ["zero"],
     ["engines", "sharding"],
     ["training"],

@@ -10,8 +10,8 @@ from test_trajectory import PAPER, RICH, toy_batch, toy_model
 from trajlm.anchoring import read_with_static_share
 from trajlm.config import FinetuningConfig
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective, random_modality
 from trajlm.mitigation import Penalties, anchoring_penalty, drift_penalty
+from trajlm.sequence_objective import SequenceObjective, random_modality
 
 QUIET = {"modality_dropout": 0.0, "dropout": 0.0, "input_dropout": 0.0, "loss_over": "all"}
 

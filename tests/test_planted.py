@@ -18,11 +18,11 @@ from trajlm.backbones import build_backbone
 from trajlm.config import BackboneConfig, FinetuningConfig
 from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
-from trajlm.finetuning import SequenceObjective
 from trajlm.interpret.ablation import anchoring, cohort_ablation
 from trajlm.interpret.agreement import event_importance
 from trajlm.interpret.audit import summarise, with_decisions
 from trajlm.latents import Latents, TrajectoryBatch, cache_latents
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel
 

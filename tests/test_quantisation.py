@@ -17,10 +17,10 @@ from trajlm.backbones import build_backbone, load_trunk
 from trajlm.checkpoint import Checkpoints, load_trainable, trainable_tensors
 from trajlm.config import BackboneConfig, FinetuningConfig, Recipe
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective
 from trajlm.hardware import means_of
 from trajlm.presets import families
 from trajlm.quantisation import HalfLinear, adamw8bit, dequantised, is_four_bit
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.training import LoopSettings, make_optimiser
 
 pytest.importorskip("bitsandbytes")

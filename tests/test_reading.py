@@ -15,8 +15,8 @@ from trajlm.assemble import build_trajectory_model
 from trajlm.backbones import build_backbone, prompt_tokens
 from trajlm.config import BackboneConfig, FinetuningConfig
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import HOURS_BEFORE_RISE, SequenceObjective
 from trajlm.reading import counted_readouts
+from trajlm.sequence_objective import HOURS_BEFORE_RISE, SequenceObjective
 
 LANDMARKS = (6.0, 12.0, 24.0, 48.0)
 

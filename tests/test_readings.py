@@ -9,8 +9,8 @@ from test_linear_readout import invented
 from test_trajectory import RICH, toy_batch, toy_model
 
 from trajlm import readings as module
-from trajlm.finetuning import readout_weights
 from trajlm.readings import FITTED_AT, best_shares, most_stays, newest, readings
+from trajlm.sequence_objective import readout_weights
 
 
 @pytest.mark.parametrize("beside", ["linear", "trees"])

@@ -19,10 +19,11 @@ from trajlm.backbones import build_backbone
 from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import HOURS_BEFORE_RISE, SequenceObjective, finetune, random_modality
+from trajlm.finetuning import finetune
 from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import TrajectoryBatch, fits
 from trajlm.schema import Event, FittedFeature, Modality, Timeline
+from trajlm.sequence_objective import HOURS_BEFORE_RISE, SequenceObjective, random_modality
 from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel, interleave
 from trajlm.tree_readout import as_tensors

@@ -16,7 +16,7 @@ from trajlm.checkpoint import Checkpoints
 from trajlm.config import BackboneConfig, Recipe
 from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
-from trajlm.finetuning import SequenceObjective
+from trajlm.sequence_objective import SequenceObjective
 from trajlm.zero import require_splittable_moments, split_moments
 
 NF4 = "adapters on a base of 4 bits"

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from trajlm.adapters import require_learning_adapters
 from trajlm.arms import (
@@ -32,7 +32,7 @@ from trajlm.backbones import config_of, describe, starts_at_random
 from trajlm.baselines import scores_of, tabular_beliefs
 from trajlm.cards import finetuning_card
 from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_tensors, write_text
-from trajlm.config import EncoderConfig, FinetuningConfig, Recipe
+from trajlm.config import EncoderConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.engines import make_accelerator, splits_moments
@@ -43,16 +43,16 @@ from trajlm.hardware import means_of
 from trajlm.latents import KnownLatents, Latents, TrajectoryBatch, cache_latents
 from trajlm.linear_readout import LinearReadout, fit_linear
 from trajlm.locks import locked
-from trajlm.mitigation import Penalties
 from trajlm.presets import family_of
 from trajlm.readings import Readings, best_shares, most_stays, readings
-from trajlm.sampling import chances, importance
+from trajlm.sampling import chances
 from trajlm.schema import HELD_OUT, SCORE_PREFIX, TRAIN, TUNING
 from trajlm.selection import StaySplits, finetuning_splits
+from trajlm.sequence_objective import SequenceObjective, random_modality, readout_weights
 from trajlm.sharding import require_splittable
 from trajlm.static import FusionArm, fitted_tasks
 from trajlm.subgroups import STAYS, stay_attributes
-from trajlm.tasks import Task, build_tasks, stay_losses
+from trajlm.tasks import Task, build_tasks
 from trajlm.trackers import chosen_tracker, tracking
 from trajlm.training import LoopSettings, Stage, Trainer
 from trajlm.trajectory import TrajectoryModel
@@ -60,63 +60,6 @@ from trajlm.tree_readout import TreeReadout, fit_trees, require_lightgbm
 from trajlm.zero import require_splittable_moments
 
 SHARES = "shares.json"  # of a run: what network, regression and trees count in a read-out
-HOURS_BEFORE_RISE = 2.0  # a belief at admission still counts, a fifth of one at 48 hours
-
-
-class SequenceObjective(nn.Module):
-    """Mean loss of a batch of timelines over their read-outs (``loss_over``).
-
-    In training all events of one random modality are ablated with some probability, as a user may lack it; where
-    penalties are asked for, each batch is read a second time without another one (:mod:`trajlm.mitigation`).
-    """
-
-    def __init__(self, model: TrajectoryModel, config: FinetuningConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.penalties = Penalties(config.drift_penalty, config.anchoring_penalty)
-        self.penalties.check(model)
-        self.modality_dropout, self.loss_over = config.modality_dropout, config.loss_over
-        self.packed = config.batching == "packed"
-        self.balanced = config.sampling == "balanced"
-
-    def forward(self, batch: TrajectoryBatch) -> Tensor:
-        """float[]."""
-        if self.training and self.modality_dropout > 0:
-            batch = batch.keep(~random_modality(batch, self.modality_dropout))
-        weights = readout_weights(self.model, batch, self.loss_over)
-        tasks = self.model.fitted_tasks
-        readouts = self.model(batch, packed=self.packed and self.training).readouts
-        losses = stay_losses(tasks, readouts, batch.targets, weights, batch.hours)
-        if self.training and self.balanced:
-            losses = losses * importance(tasks, batch.targets)
-        if self.training and self.penalties.any:
-            gone = random_modality(batch, 1.0)
-            return losses.mean() + self.penalties(self.model, batch, readouts, gone, weights)
-        return losses.mean()
-
-
-def readout_weights(model: TrajectoryModel, batch: TrajectoryBatch, loss_over: str) -> Tensor:
-    """float[B, S]: what each read-out of a stay counts; zero at padding and where no belief counts."""
-    weights = model.counted(batch).float()
-    if loss_over == "rising":
-        return weights * (batch.hours.to(weights.dtype) + HOURS_BEFORE_RISE).sqrt()
-    if loss_over == "last":
-        return torch.zeros_like(weights).scatter(1, batch.present.sum(1, keepdim=True) - 1, 1.0)
-    return weights
-
-
-def random_modality(batch: TrajectoryBatch, probability: float) -> Tensor:
-    """bool[B, S]: with ``probability`` all events of one of the modalities that the stay holds, never all events."""
-    b, _ = batch.modality.shape
-    device = batch.modality.device
-    count = int(batch.modality.max()) + 1
-    held = torch.zeros(b, count, dtype=torch.bool, device=device)
-    held.scatter_(1, batch.modality, True)
-    # Padding points at modality 0: it counts only where a real event does.
-    held[:, 0] = ((batch.modality == 0) & batch.present).any(dim=1)
-    order = torch.rand(b, count, device=device).masked_fill(~held, -1.0)
-    loses = (torch.rand(b, device=device) < probability) & (held.sum(dim=1) >= 2)
-    return (batch.modality == order.argmax(dim=1, keepdim=True)) & loses[:, None] & batch.present
 
 
 @dataclass
