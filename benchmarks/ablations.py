@@ -15,6 +15,7 @@ from pathlib import Path
 from measuring import machine
 
 from trajlm.metrics import LANDMARKS
+from trajlm.pooled_arms import is_sequence_title
 from trajlm.report.tables import interval
 from trajlm.result_tables import MAIN, at_landmark, difference, measure
 from trajlm.results import read_found
@@ -42,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = read_found(arguments.grid)
     pool = found.pool
-    arms = [arm for arm in pool.arms if pool.is_sequence(arm)]
+    arms = [arm for arm in pool.arms if is_sequence_title(arm)]
     reference = next(arm for arm in arms if arm.endswith(f"-{arguments.against}"))
     others = [arm for arm in arms if arm != reference]
     lines = [

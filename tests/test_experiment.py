@@ -272,6 +272,13 @@ def test_a_variant_of_the_encoders_is_pretrained_for_itself(tmp_path):
         fitted = json.loads(run["--finetuning.baselines"])
         assert ("mlp" in fitted) == (variant in ("plain", "wide", "brief")), "fusions read these encoders"
         assert "lightgbm" not in fitted, "trees of summary features do not"
+    # From scratch nothing is pretrained: there brief is late.
+    assert {name for name in of if name.startswith("scratch")} == {
+        f"scratch-tiny-{variant}-seed-0" for variant in ("plain", "wide", "late")
+    }
+    alone = GRID | {"raw": "release", "encoders": ["scratch"], "variants": {"a": {}, "b": {"pretraining.epochs": 9}}}
+    with pytest.raises(TrajlmError, match=r"b: in no run of this grid"):
+        plan(Grid(**alone), tmp_path)
 
 
 def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
@@ -287,10 +294,22 @@ def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
     assert fitting == {"contrastive-tiny-seed-0"}
     alone, _ = plan(Grid(**given, seeds_of={"contrastive": [0]}), tmp_path)
     assert not any("encoders-seed-1" in stage.out for stage in alone)
+    for nothing, left in (({"contrastive": [0], "mlp": [1], "scratch": [0]}, "mlp"),
+                          ({"tiny": [1], "scratch": [0], "contrastive": [0]}, "contrastive, logistic")):  # fmt: skip
+        with pytest.raises(TrajlmError, match=f"{left}.*: in no run of this grid"):
+            plan(Grid(**given, seeds_of=nothing), tmp_path)
     for wrong, told in (({"mlp": [7]}, "mlp must take some"), ({"mlp": []}, "mlp must take some"),
                         ({"lstn": [0]}, "nearest")):  # fmt: skip
         with pytest.raises(TrajlmError, match=told):
             Grid(**given, seeds_of=wrong)
+    with pytest.raises(TrajlmError, match="mlp names two things"):
+        Grid(**given, seeds_of={"mlp": [0]}, variants={"mlp": {}})
+
+
+def test_a_split_file_gives_its_name_to_the_folder(tmp_path):
+    given = GRID | {"raw": "release", "splits": [3, "published/split-0.csv.gz", "by-hospital.csv"]}
+    _, runs = plan(Grid(**given), tmp_path)
+    assert list(dict.fromkeys(run.split for run in runs)) == ["split-3", "split-0", "split-by-hospital"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ ORDER = [
     ["interpret"],
     ["compared"],
     ["evidence", "typeset"],
+    ["variants"],
+    ["pooled_arms"],
     ["pooling"],
     ["report"],
     ["compare", "summary", "inspector", "result_tables"],

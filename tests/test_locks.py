@@ -1,5 +1,7 @@
 """A folder is filled by one process at a time; what a killed one held is free again."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,24 @@ def test_a_second_process_is_told_who_fills_the_folder(out, other):
         with pytest.raises(ZeroDivisionError), locked(out):
             1 / 0  # noqa: B018
         assert not list(out.parent.iterdir())
+
+
+def test_a_lock_that_goes_while_it_is_opened_holds_nobody(out, monkeypatch):
+    """Its holder may end, and another begin, between opening the file and locking it."""
+    lock, path, files = fcntl.lockf, out.parent / ".run.lock", []
+
+    def slowly(file, operation):
+        files.append(os.fstat(file).st_ino)
+        if len(files) == 1:
+            path.rename(out.parent / "gone")
+            path.touch()
+        lock(file, operation)
+
+    monkeypatch.setattr("fcntl.lockf", slowly)
+    with locked(out):
+        assert len(files) == 2
+        assert files[1] == path.stat().st_ino != files[0]
+        assert "process" in path.read_text()
 
 
 def test_no_stage_writes_where_another_process_does(out, other, prepared_folder):

@@ -15,7 +15,8 @@ from trajlm.arms import beliefs_path, report_metrics, write_beliefs
 from trajlm.config import FinetuningConfig, Recipe
 from trajlm.errors import TrajlmError
 from trajlm.metrics import resample_weights
-from trajlm.pooling import GridRun, Pool
+from trajlm.pooled_arms import GridRun
+from trajlm.pooling import Pool
 from trajlm.results import results, standing
 from trajlm.subgroups import STAYS as STAYS_FILE
 from trajlm.summary import figures
@@ -75,8 +76,8 @@ def made_beliefs(split, skill, seed, hours, landmark=False):
 def made_run(root, split, seed, arm, logistic):
     folder = root / split / f"{arm}-seed-{seed}"
     start = arm.partition("-")[0]
-    number = 100 * SPLITS.index(split) + 10 * seed + list(ARMS).index(arm)
-    arms = {"sequence": made_beliefs(split, ARMS[arm], number, (1.0, 30.0))}
+    number = 100 * SPLITS.index(split) + 10 * seed + list(ARMS).index(start + "-tiny")
+    arms = {"sequence": made_beliefs(split, ARMS[start + "-tiny"], number, (1.0, 30.0))}
     arms["static_mlp"] = made_beliefs(split, 1.0, 1000 + number, (30.0,), landmark=True)
     if logistic:
         arms["logistic"] = made_beliefs(split, 1.2, 2000 + SPLITS.index(split), (30.0,), landmark=True)
@@ -252,18 +253,21 @@ def test_seeds_averaged_are_one_model_whose_rivals_may_be_the_same(made, target)
     name = "sequence model, scratch-tiny, seeds averaged"
     row = row_of(made.pool.figures(), name, target, None, metric)
     assert row["value"] == pytest.approx(over_splits("sequence", "scratch"), abs=1e-9)
-    assert (row["splits"], row["runs"]) == (2, 2)
+    assert (row["splits"], row["runs"]) == (2, 4)
     # One run of a split fits the logistic regression: there is nothing to average.
-    assert not any(arm.startswith("logistic") and "averaged" in arm for arm in made.pool.arms)
+    assert not any(arm.startswith("logistic regression (") and "averaged" in arm for arm in made.pool.arms)
     told = next(t for t in made.pool.targets if t["name"] == target)
-    rival = made.pool.best_static(told, None, seeds=True)
-    assert "averaged" not in made.pool.best_static(told, None)
-    start = rival.split(", ")[1]
-    assert rival == f"static MLP (late fusion), {start}, seeds averaged"
-    others = [over_splits("static_mlp", start, "tuning") for start in ("scratch", "contrastive")]
-    assert over_splits("static_mlp", start, "tuning") == (max if metric == "auroc" else min)(others)
+    for start in ("scratch", "contrastive"):
+        static = f"static MLP (late fusion), {start}, seeds averaged"
+        own = row_of(made.pool.figures(), static, target, None, metric)["value"]
+        assert own == pytest.approx(over_splits("static_mlp", start), abs=1e-9)
+    rival = made.pool.best_static(told, None, "seeds")
+    # Such an arm may be a rival of its like, and of no other.
+    assert rival.endswith("seeds averaged") == (target == "length_of_stay_hours")
+    assert "seeds averaged" not in made.pool.best_static(told, None, "averaged")
     moved = row_of(made.pool.differences(), name, target, None, metric)["value"]
-    assert moved == pytest.approx(row["value"] - over_splits("static_mlp", start), abs=1e-9)
+    theirs = row_of(made.pool.figures(), rival, target, None, metric)["value"]
+    assert moved == pytest.approx(row["value"] - theirs, abs=1e-12)
 
 
 def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
@@ -272,14 +276,62 @@ def test_runs_with_other_held_out_stays_are_refused(made, tmp_path):
         Pool([made.runs[0], GridRun("split-0", 7, "scratch-tiny", odd.path)], RESAMPLES)
 
 
-def test_a_baseline_that_several_variants_fitted_is_named_by_its_run(made, tmp_path):
-    """It may differ between them, and one must not stand for the other."""
-    other = made_run(tmp_path, "split-0", 0, "scratch-tiny", True)
-    runs = [made.runs[0], GridRun("split-0", 0, "scratch-tiny-focal", other.path)]
-    arms = Pool(runs, RESAMPLES).static_arms
-    fitted = ("logistic regression (summary features)", "static MLP (late fusion)")
-    assert arms == [f"{arm}, {run.arm}" for arm in fitted for run in runs]
-    assert set(figures(runs)["arm"]) >= set(arms)
+def test_a_baseline_is_named_by_what_it_reads_of_a_variant(made, tmp_path):
+    """What differs between variants must not stand for one another; what does not is one arm."""
+    runs = [GridRun(r.split, r.seed, r.arm, r.path, {"finetuning.epochs": 9, "backbone.tuning": "full"})
+            for r in made.runs]  # fmt: skip
+    assert Pool(runs, RESAMPLES).static_arms == made.pool.static_arms
+    odd = made_run(tmp_path, "split-0", 1, "scratch-tiny-focal", True)
+    focal = GridRun(odd.split, odd.seed, odd.arm, odd.path, {"finetuning.focal_gamma": 2.0, "encoder.heads": 2})
+    pool = Pool([made.runs[0], focal], RESAMPLES)
+    alone = {arm for arm in pool.static_arms if "averaged" not in arm}
+    fusion, linear = "static MLP (late fusion), scratch", "logistic regression (summary features)"
+    assert alone == {
+        fusion, linear, f"{fusion}, finetuning.focal_gamma 2.0, encoder.heads 2",
+        f"{linear}, finetuning.focal_gamma 2.0",
+    }  # fmt: skip
+    assert not any("seeds averaged" in arm for arm in pool.static_arms), "they are different models"
+    assert set(figures([made.runs[0], focal])["arm"]) >= alone
+
+
+def test_seeds_that_learned_from_other_stays_are_not_averaged(made, tmp_path):
+    """A stay that tunes one of them may have trained another."""
+    other = made_run(tmp_path, "split-0", 1, "scratch-tiny", False)
+    for path in (beliefs_path(other.path, "sequence"), other.path / STAYS_FILE):
+        frame = pl.read_parquet(path)
+        write_beliefs(path, frame.filter((pl.col("split") != "tuning") | (pl.col("stay_id") % 4 > 0)))
+    apart = Pool([made.runs[0], other], RESAMPLES)
+    assert "sequence model, scratch-tiny" in apart.arms
+    assert not any("seeds averaged" in arm for arm in apart.arms)
+
+
+def test_two_static_arms_averaged_are_the_rivals_of_a_sequence_model_averaged(made):
+    """The mean of two models is measured against means of two."""
+    pair = "logistic regression and static MLP, averaged, scratch"
+    assert [arm for arm in made.pool.static_arms if ", averaged" in arm] == [
+        "logistic regression and static MLP, averaged, contrastive", pair,
+    ]  # fmt: skip
+    values = []
+    for split in SPLITS:
+        run = runs_with(made, "logistic", split)[0]
+        one, two = (last_beliefs(run, arm) for arm in ("logistic", "static_mlp"))
+        odds = [np.log(table["belief_mortality"].to_numpy() / (1 - table["belief_mortality"].to_numpy()))
+                for table in (one, two)]  # fmt: skip
+        values.append(roc_auc_score(one["target_mortality"], odds[0] + odds[1]))
+    row = row_of(made.pool.figures(), pair, "mortality", None, "auroc")
+    assert row["value"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert row["runs"] == 2
+    target = made.pool.targets[0]
+    rivals = {kind: made.pool.best_static(target, None, kind) for kind in ("whole", "network", "averaged")}
+    assert rivals["averaged"].startswith("logistic regression and static MLP, averaged")
+    assert ", averaged" not in rivals["whole"]
+    assert rivals["network"] == rivals["whole"]
+    averaged = "sequence model and logistic regression, averaged, scratch-tiny"
+    moved = row_of(made.pool.differences(), averaged, "mortality", None, "auroc")["value"]
+    own = row_of(made.pool.figures(), averaged, "mortality", None, "auroc")["value"]
+    assert moved == pytest.approx(
+        own - row_of(made.pool.figures(), rivals["averaged"], "mortality", None, "auroc")["value"], abs=1e-12
+    )
 
 
 def test_a_run_that_is_not_finished_is_named(made, tmp_path):
@@ -341,8 +393,9 @@ def test_the_page(made, tmp_path):
     assert "In-hospital death, AUROC" in page
     assert "the network alone is an arm of its own" in page
     assert "- In-hospital death, AUROC: the sequence model's network alone (contrastive-tiny)" in page
-    assert "*Seeds averaged* is one model of several runs" in page
-    assert "Where seeds are averaged: static MLP (late fusion), " in page
+    assert "*Seeds averaged* is the mean belief of all seeds of a split." in page
+    assert "Static arms of one seed have no such form: logistic regression" in page
+    assert "The best on the tuning stays, for the sequence model, its network alone: " in page
     assert "- In-hospital death, AUROC: the sequence model (contrastive-tiny, seeds averaged)" in page
     assert "Calibration at the end of window" in page
     with pytest.raises(TrajlmError, match="different names"):

@@ -48,23 +48,23 @@ def ensemble_beliefs(sequence: pl.DataFrame, baseline: pl.DataFrame, tasks: Sequ
 
 
 def mean_beliefs(beliefs: Sequence[pl.DataFrame], kinds: Mapping[str, Kind]) -> pl.DataFrame:
-    """Mean belief of one arm's models, as :func:`ensemble_beliefs` takes it.
+    """Mean belief of several models, as :func:`ensemble_beliefs` takes it.
 
     Args:
-        beliefs: of each model, the same stays at the same moments.
+        beliefs: of each model, the same stays after the same events, or at the same landmarks.
         kinds: of every target.
 
     Raises:
-        TrajlmError: they were stated in other stays or after other events.
+        TrajlmError: they were stated in other stays or at other moments.
     """
     first = beliefs[0]
-    by = [name for name in ("stay_id", "event_index", "landmark") if name in first.columns]
+    by = ["stay_id", "landmark" if "landmark" in first.columns else "event_index"]
     both = first.sort(by, nulls_last=True)
     keys = both.select(by)
     for i, other in enumerate(beliefs[1:], 1):
         own = other.sort(by, nulls_last=True)
         if not own.select(by).equals(keys):
-            raise TrajlmError("models that believe in other stays or after other events cannot be averaged")
+            raise TrajlmError("models that believe in other stays or at other moments cannot be averaged")
         both = both.hstack([own[f"belief_{name}"].alias(f"belief_{name}_{i}") for name in kinds])
     means = [
         _mean(kind, [pl.col(f"belief_{name}{f'_{i}' if i else ''}") for i in range(len(beliefs))])

@@ -25,27 +25,21 @@ from typing import Any
 import polars as pl
 import yaml
 
-from trajlm.arms import BASELINE_ARMS
+from trajlm.arms import BASELINE_ARMS, SEQUENCE
 from trajlm.checkpoint import GRID_DONE, GRID_RECORD, write_text
 from trajlm.compare import compare
 from trajlm.errors import TrajlmError
 from trajlm.grid import Grid, read_grid, require_runnable
 from trajlm.locks import locked
-from trajlm.pooling import GridRun
+from trajlm.pooled_arms import GridRun
 from trajlm.summary import summarise
+from trajlm.variants import read_by
 
 DONE, RECORD = GRID_DONE, GRID_RECORD
 SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
 # Sections of a recipe that stages of a level do not read: preparation, pretraining, fine-tuning.
 LATER = ({"encoder", "pretraining", "backbone", "finetuning"}, {"backbone", "finetuning"}, set[str]())
 SEEDLESS = ("logistic", "severity")  # baselines that draw nothing at random
-# Settings that no baseline reads: beside them a baseline is the same in every variant.
-SEQUENCE_ALONE = {"finetuning." + name for name in (
-    "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
-    "weight_averaging", "modality_dropout", "loss_over", "event_context", "event_inputs", "readout", "dropout",
-    "running_mean", "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
-    "tree_readout",
-)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,20 +64,31 @@ class Stage:
 
 
 def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
-    """Stages in the order they run, and the runs they end in."""
+    """Stages in the order they run, and the runs they end in.
+
+    Raises:
+        TrajlmError: something that the grid lists is in none of its runs.
+    """
     stages: list[Stage] = []
     runs: list[GridRun] = []
     fitted: set[tuple[str, ...]] = set()
+    taken: set[str] = set()
     for split in grid.splits if grid.data is None else ["given"]:
-        home = f"split-{Path(split).stem if isinstance(split, str) else split}"
+        # A file that an earlier grid published, split-S.csv.gz, goes by its own name.
+        home = f"split-{Path(str(split)).name.partition('.')[0].removeprefix('split-')}"
         data = grid.data or str(out / home / "prepared")
         if grid.data is None:
             stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data), 0))
         for seed, start, backbone, (variant, settings) in itertools.product(
             grid.seeds, grid.encoders, grid.backbones, (grid.variants or {"": {}}).items()
         ):
-            if not grid.takes(seed, start, backbone, variant):
+            read = read_by(SEQUENCE, settings, start)
+            # Of variants that a start does not tell apart, one is run.
+            alike = (home, str(seed), start, backbone, json.dumps(read, sort_keys=True))
+            if not grid.takes(seed, start, backbone, variant) or alike in fitted:
                 continue
+            fitted.add(alike)
+            taken |= {start, backbone, variant}
             encoders = "scratch"
             if start == "contrastive":
                 pretraining = _pretraining(grid, out, home, data, seed, variant, settings)
@@ -97,7 +102,14 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
                      "finetuning.ensembles": [e for e in grid.ensembles if e in baselines]}  # fmt: skip
             command = _script("finetune.py", grid, out=str(out / name), data=data, seed=seed, **flags, **settings)
             stages.append(_stage(grid, name, command, 2))
-            runs.append(GridRun(home, seed, arm, out / name))
+            taken |= set(baselines)
+            runs.append(GridRun(home, seed, arm, out / name, settings))
+    left = sorted({*grid.encoders, *grid.backbones, *grid.variants, *grid.baselines} - taken)
+    if left:
+        raise TrajlmError(
+            f"{', '.join(left)}: in no run of this grid, by seeds_of, or because what it sets is read by none of its "
+            "encoders"
+        )
     return sorted(stages, key=lambda stage: stage.level), runs
 
 
@@ -125,14 +137,12 @@ def _baselines(
 
 def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict[str, Any]) -> tuple[str, ...]:
     """What two runs of a split must share for a baseline to come out the same in both."""
-    fusion = BASELINE_ARMS[baseline].startswith("static_")
-    unread = ("backbone.",) if fusion else ("backbone.", "encoder.", "pretraining.")
-    apart = {key: value for key, value in settings.items() if not key.startswith(unread)}
-    variant = json.dumps({key: value for key, value in apart.items() if key not in SEQUENCE_ALONE}, sort_keys=True)
+    arm = BASELINE_ARMS[baseline]
+    variant = json.dumps(read_by(arm, settings, start), sort_keys=True)
     # Which unseen stays train depends on the seed; from the training split a linear model learns the same each time.
     stays = (grid.settings | settings).get("finetuning.stays")
     seedless = baseline in SEEDLESS and stays == "train"
-    return baseline, variant, start if fusion else "", "" if seedless else str(seed)
+    return baseline, variant, start if arm.startswith("static_") else "", "" if seedless else str(seed)
 
 
 def _stage(grid: Grid, out: str, command: list[str], level: int) -> Stage:
@@ -179,12 +189,12 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     """
     grid = read_grid(path, raw=raw, data=data)
     stages, runs = plan(grid, out)
-    done = _done(out)
-    require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if s.out not in done])
-    work = _Work(out, len(stages), done)
-    for stage in stages:
-        work.check(stage)
     with locked(out):
+        done = _done(out)
+        require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if s.out not in done])
+        work = _Work(out, len(stages), done)
+        for stage in stages:
+            work.check(stage)
         out.mkdir(parents=True, exist_ok=True)
         _run_all(stages, work, jobs)
         _write_tables(path, grid, runs, out)
@@ -276,7 +286,10 @@ def _record(path: Path, grid: Grid, runs: Sequence[GridRun], out: Path) -> dict[
     checkout = Path(__file__).parents[1]
     shown = place.relative_to(checkout) if place.is_relative_to(checkout) else Path(place.name)
     source = f"--raw {Path(str(grid.raw)).name}" if grid.data is None else f"--data {Path(grid.data).name}"
-    told = [{"split": r.split, "seed": r.seed, "arm": r.arm, "path": str(r.path.relative_to(out))} for r in runs]
+    told = [
+        {"split": r.split, "seed": r.seed, "arm": r.arm, "path": str(r.path.relative_to(out)), "settings": r.settings}
+        for r in runs
+    ]
     return {
         "name": path.stem,
         "command": f"trajlm experiment {shown} {source} --out runs/{path.stem}",

@@ -36,7 +36,8 @@ class Grid:
         recipe: YAML file that every run starts from; relative to the grid's file.
         raw: folder of the release, prepared anew for every split; relative to where the command runs.
         data: folder that is prepared already, instead of raw; its own split is the only one.
-        splits: seeds of the random patient splits, or CSV files with the columns stay_id and split.
+        splits: seeds of the random patient splits, or CSV files with the columns stay_id and split; relative to where
+            the command runs.
         seeds: of initialisation, order and dropout.
         encoders: scratch, contrastive (pretrained on the split's training stays), or both.
         backbones: names as of backbone.name.
@@ -79,6 +80,8 @@ class Grid:
         arms = [*self.encoders, *self.backbones, *self.baselines, *self.variants]
         for name, seeds in self.seeds_of.items():
             _require_known(name, arms, "an encoder, backbone, baseline or variant of this grid")
+            if arms.count(name) > 1:
+                raise TrajlmError(f"seeds_of: {name} names two things of this grid; rename the variant")
             if not seeds or set(seeds) - set(self.seeds):
                 raise TrajlmError(f"seeds_of: {name} must take some of the seeds {self.seeds}; {seeds} came")
         for settings in (self.settings, *self.variants.values()):
@@ -188,7 +191,7 @@ def _require_records(grid: Grid, recipe: Recipe, prepares: bool) -> None:
             raise TrajlmError(f"raw: there is no {grid.raw}; name the folder of the release, --raw DIR")
         for split in grid.splits:
             if isinstance(split, str) and not Path(split).is_file():
-                raise TrajlmError(f"splits: {split!r} is neither a seed nor a file")
+                raise TrajlmError(f"splits: {split!r} is neither a seed nor a file, from where the command runs")
         load_cohort(recipe.prepare.cohort, Path(str(grid.raw)))
 
 

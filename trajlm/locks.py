@@ -47,6 +47,9 @@ def _hold(path: Path, folder: Path) -> int | None:
         return None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: its children do not inherit it
+        if not path.exists() or os.fstat(file).st_ino != path.stat().st_ino:
+            os.close(file)  # it went with its holder between the two lines above: another may hold a new one
+            return _hold(path, folder)
     except OSError as error:
         holder = os.read(file, 500).decode(errors="replace").strip() or "another process"
         os.close(file)

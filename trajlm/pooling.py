@@ -7,9 +7,7 @@ an interval says how sure the mean is for these models, the spread between split
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trajlm.arms import ARM_TITLES, MACRO, NETWORK, SEQUENCE, arm_title, beliefs_path, is_sequence, landmarks_of
+from trajlm.arms import (
+    MACRO,
+    beliefs_path,
+    landmarks_of,
+)
 from trajlm.calibration import fit_temperature, scaled
-from trajlm.checkpoint import read_run
 from trajlm.compared import load_runs
 from trajlm.ensemble import mean_beliefs
 from trajlm.errors import TrajlmError
@@ -34,6 +35,7 @@ from trajlm.metrics import (
     interval_of,
     resample_weights,
 )
+from trajlm.pooled_arms import KINDS, RIVALS, GridRun, Holder, held_arms, is_sequence_title, kind_of
 from trajlm.schema import HELD_OUT, TUNING
 from trajlm.subgroups import STAYS
 
@@ -44,10 +46,6 @@ POOLED = {
     "group": ("macro_auroc", "macro_auprc"),
 }
 CALIBRATION = ("adaptive_calibration_error", "brier_skill_score")
-# What a sequence arm may be: the whole model, that averaged with a baseline, its network alone, or any of these with
-# the beliefs of all seeds of a split averaged.
-KINDS = ("whole", "averaged", "network", "seeds")
-ALL_SEEDS = "seeds averaged"  # ends the name of an arm whose belief is the mean over the seeds of a split
 SCALED = "_scaled"  # ends the name of a calibration metric after temperature scaling
 POOLED_COLUMNS: dict[str, pl.DataType] = {
     "arm": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(), "value": pl.Float64(),
@@ -55,51 +53,8 @@ POOLED_COLUMNS: dict[str, pl.DataType] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class GridRun:
-    """One run of a grid: which split, which seed, the name of its arm, where it lies."""
-
-    split: str
-    seed: int
-    arm: str
-    path: Path
-
-
-def pooled_titles(runs: Sequence[GridRun], names: Mapping[Path, Iterable[str]]) -> dict[tuple[Path, str], str]:
-    """Every arm of every run by what tells it from the others of its grid; arms of one title are the same arm.
-
-    A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither. Either
-    may depend on the settings of a variant: where several runs of a split and a seed fitted one, each is its run's.
-
-    Args:
-        runs: of one grid.
-        names: by a run's folder, its arms as ``metrics.json`` has them.
-    """
-    told = {(run, name): _title(run, name) for run in runs for name in names[run.path]}
-    fitted = Counter((title, run.split, run.seed) for (run, _), title in told.items())
-    several = {title for (title, *_), number in fitted.items() if number > 1}
-    return {
-        (run.path, name): ", ".join([arm_title(name), run.arm]) if title in several else title
-        for (run, name), title in told.items()
-    }
-
-
-def _title(run: GridRun, name: str) -> str:
-    start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
-    of = run.arm if is_sequence(name) else start if name.startswith("static_") else ""
-    return ", ".join(filter(None, [arm_title(name), of]))
-
-
 Key = tuple[str, str, float | None, str]  # arm, target, landmark, metric
 Draws = dict[Key, dict[str, dict[int | None, FloatArray]]]  # by split and seed: the figure, then its resamples
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """Which runs hold an arm of a split, and its name there: one run of each seed that is averaged."""
-
-    runs: tuple[GridRun, ...]
-    name: str
 
 
 class Pool:
@@ -123,37 +78,17 @@ class Pool:
         self.targets = [t | {"members": [t["name"]]} for t in first["targets"] if t["group"] is None]
         self.targets += [{"name": g["name"], "kind": "group", "title": g["title"], "members": g["targets"]}
                          for g in first["groups"]]  # fmt: skip
-        names = {path: list(told["arms"][HELD_OUT]) for path, told in metrics.items()}
-        titles = pooled_titles(runs, names)
-        self._holders: dict[tuple[str, str, int | None], _Holder] = {
-            (titles[run.path, name], run.split, run.seed): _Holder((run,), name)
-            for run in runs
-            for name in names[run.path]
-        }
         self._kinds: dict[str, Kind] = {t["name"]: t["kind"] for t in first["targets"]}
-        self._tuning: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {
-            (arm, split, seed): metrics[of.runs[0].path]["arms"][TUNING][of.name]
-            for (arm, split, seed), of in self._holders.items()
-        }
-        self._hold_all_seeds()
-        self.arms = sorted({arm for arm, _, _ in self._holders}, key=lambda arm: (self.is_sequence(arm), arm))
+        self._holders = held_arms(runs, {path: list(told["arms"][HELD_OUT]) for path, told in metrics.items()})
+        self._tuning = {key: self._told(holder, metrics) for key, holder in self._holders.items()}
+        self.arms = sorted({arm for arm, _, _ in self._holders}, key=lambda arm: (is_sequence_title(arm), arm))
         self._counted: dict[tuple[str, float | None], frozenset[int]] = {}
 
-    def _hold_all_seeds(self) -> None:
-        """Beside every arm that has several seeds in every split: that with their beliefs averaged."""
-        several: dict[str, dict[str, list[_Holder]]] = {}
-        for (arm, split, _), holder in self._holders.items():
-            several.setdefault(arm, {}).setdefault(split, []).append(holder)
-        for arm, by_split in several.items():
-            if set(by_split) < set(self.splits) or min(map(len, by_split.values())) < 2:
-                continue
-            for split, holders in by_split.items():
-                key = f"{arm}, {ALL_SEEDS}", split, None
-                together = _Holder(tuple(run for holder in holders for run in holder.runs), holders[0].name)
-                self._holders[key], self._tuning[key] = together, self._told(together)
-
-    def _told(self, holder: _Holder) -> list[dict[str, Any]]:
-        """What ``metrics.json`` would tell of tuning stays, of the metrics that arms are chosen by."""
+    def _told(self, holder: Holder, metrics: dict[Path, Any]) -> list[dict[str, Any]]:
+        """What ``metrics.json`` tells of tuning stays; of several models together, what arms are chosen by alone."""
+        if len(holder.parts) == 1:
+            run, name = holder.parts[0]
+            return metrics[run.path]["arms"][TUNING][name]
         stays, beliefs = self._read(holder)
         own, rows = beliefs.filter(pl.col("split") == TUNING), []
         for landmark in landmarks_of(own):
@@ -165,30 +100,16 @@ class Pool:
                 rows.append({"target": target["name"], "metric": metric, "landmark": landmark, "value": value})
         return rows
 
-    def _read(self, holder: _Holder) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _read(self, holder: Holder) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Stays, and the beliefs in them: the mean where several runs hold them."""
-        beliefs = [pl.read_parquet(beliefs_path(run.path, holder.name)) for run in holder.runs]
-        stays = pl.read_parquet(holder.runs[0].path / STAYS)
+        beliefs = [pl.read_parquet(beliefs_path(run.path, name)) for run, name in holder.parts]
+        stays = pl.read_parquet(holder.parts[0][0].path / STAYS)
         return stays, mean_beliefs(beliefs, self._kinds) if len(beliefs) > 1 else beliefs[0]
-
-    @staticmethod
-    def is_sequence(arm: str) -> bool:
-        """Whether an arm is a sequence model."""
-        return arm.startswith(ARM_TITLES[SEQUENCE])
 
     @property
     def static_arms(self) -> list[str]:
         """What sequence models are compared with."""
-        return [arm for arm in self.arms if not self.is_sequence(arm)]
-
-    @staticmethod
-    def kind(arm: str) -> str:
-        """Which of KINDS a sequence arm is."""
-        if arm.endswith(ALL_SEEDS):
-            return "seeds"
-        if arm.startswith(ARM_TITLES[NETWORK]):
-            return "network"
-        return "averaged" if arm.startswith(f"{ARM_TITLES[SEQUENCE]} and ") else "whole"
+        return [arm for arm in self.arms if not is_sequence_title(arm)]
 
     @cached_property
     def _patients(self) -> tuple[NDArray[np.object_], FloatArray]:
@@ -206,12 +127,12 @@ class Pool:
                 found.setdefault((arm, target, landmark, metric), {}).setdefault(split, {})[seed] = values
         return found
 
-    def _figures(self, holder: _Holder) -> Iterator[tuple[str, float | None, str, FloatArray]]:
+    def _figures(self, holder: Holder) -> Iterator[tuple[str, float | None, str, FloatArray]]:
         stays, beliefs = self._read(holder)
         held_out, tuning = (beliefs.filter(pl.col("split") == split) for split in (HELD_OUT, TUNING))
         for landmark in landmarks_of(held_out):
             at = _of_patients(held_out, stays, landmark)
-            self._require_same_stays(holder.runs[0], holder.name, landmark, at)
+            self._require_same_stays(*holder.parts[0], landmark, at)
             for target in self.targets:
                 y, b, people = _known(at, target)
                 for metric in POOLED[target["kind"]]:
@@ -246,7 +167,7 @@ class Pool:
         """Mean over the seeds of each split, float[1 + resamples]; empty where the arm has no such figure."""
         return {split: _mean(list(of.values())) for split, of in self.draws.get(key, {}).items()}
 
-    def best_static(self, target: dict[str, Any], landmark: float | None, seeds: bool = False) -> str | None:
+    def best_static(self, target: dict[str, Any], landmark: float | None, kind: str = "whole") -> str | None:
         """The static arm that was best on the tuning stays of all splits at a landmark; None without any.
 
         One for all splits, as the sequence arm is: few tuning stays of one split die, and what is best among them by
@@ -255,14 +176,13 @@ class Pool:
         Args:
             target: one of ``targets``.
             landmark: hours since admission, or None.
-            seeds: also among those with the seeds averaged: rivals of a sequence arm of that kind.
+            kind: of the sequence arm that it is to be the rival of (RIVALS).
         """
-        arms = [arm for arm in self.static_arms if seeds or not arm.endswith(ALL_SEEDS)]
-        return self._best(arms, target, landmark)
+        return self._best([arm for arm in self.static_arms if kind_of(arm) in RIVALS[kind]], target, landmark)
 
     def best_sequence(self, target: dict[str, Any], kind: str) -> str | None:
         """The sequence arm of a kind that was best on the tuning stays of all splits at the window's end."""
-        return self._best([a for a in self.arms if self.is_sequence(a) and self.kind(a) == kind], target, None)
+        return self._best([a for a in self.arms if is_sequence_title(a) and kind_of(a) == kind], target, None)
 
     def chosen(self, target: dict[str, Any]) -> list[str]:
         """:meth:`best_sequence` of every kind that there is."""
@@ -296,16 +216,20 @@ class Pool:
         rows = []
         for key, of in self.draws.items():
             raised = _metric(key[3].removesuffix(SCALED)) in RAISED_BY_CHANCE
-            rows.append((*key, *self.spread(self.by_split(key), raised), sum(map(len, of.values()))))
+            rows.append((*key, *self.spread(self.by_split(key), raised), self._runs(key[0], of)))
         return _frame(rows)
+
+    def _runs(self, arm: str, of: dict[str, dict[int | None, FloatArray]]) -> int:
+        """How many runs figures of an arm come of."""
+        return sum(len(self._holders[arm, split, seed].runs) for split, seeds in of.items() for seed in seeds)
 
     def differences(self) -> pl.DataFrame:
         """POOLED_COLUMNS of every sequence arm minus the best static arm, on the same stays."""
         rows = []
         for key, of in self.draws.items():
             moved = self.difference(key)
-            if self.is_sequence(key[0]) and moved:
-                rows.append((*key, *self.spread(moved), sum(map(len, of.values()))))
+            if is_sequence_title(key[0]) and moved:
+                rows.append((*key, *self.spread(moved), self._runs(key[0], of)))
         return _frame(rows)
 
     def difference(self, key: Key, rival: str | None = None) -> dict[str, FloatArray]:
@@ -316,7 +240,7 @@ class Pool:
         arm, name, landmark, metric = key
         if rival is None:
             target = next(t for t in self.targets if t["name"] == name)
-            rival = self.best_static(target, landmark, seeds=arm.endswith(ALL_SEEDS))
+            rival = self.best_static(target, landmark, kind_of(arm))
         theirs = {} if rival is None else self.by_split((rival, name, landmark, metric))
         return {split: own - theirs[split] for split, own in self.by_split(key).items() if split in theirs}
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from trajlm.calibration import CALIBRATION_NOTE
 from trajlm.metrics import LANDMARKS
+from trajlm.pooled_arms import is_sequence_title, kind_of
 from trajlm.pooling import CALIBRATION, SCALED, Pool
 from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title, signed
 from trajlm.typeset import Table
@@ -18,6 +19,8 @@ END = "end of window"
 MAIN = {"probability": "auroc", "hours": "mae", "group": "macro_auroc"}
 UNITS = {"mae": " (hours)"}
 LOWER_IS_BETTER = {"mae"}
+KIND_TITLES = {"whole": "the sequence model", "network": "its network alone", "averaged": "it and a baseline averaged",
+               "seeds": "seeds averaged"}  # fmt: skip
 LABELS = ["Model", "Arm", "Runs"]
 
 Row = dict[str, Any]
@@ -69,17 +72,17 @@ def _sign(metric: str) -> str:
 
 
 def _rivals(pool: Pool, target: dict[str, Any]) -> str:
-    """Which static arm was the best at which landmarks."""
-    told = f"Best on the tuning stays: {_best_at(pool, target, seeds=False)}."
-    if any(pool.kind(arm) == "seeds" for arm in pool.arms if pool.is_sequence(arm)):
-        told += f" Where seeds are averaged: {_best_at(pool, target, seeds=True)}."
-    return told
+    """Which static arms the sequence arms of each kind are measured against."""
+    kinds: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(kind_of(arm) for arm in pool.chosen(target)):
+        kinds.setdefault(_best_at(pool, target, kind), []).append(KIND_TITLES[kind])
+    return " ".join(f"The best on the tuning stays, for {', '.join(own)}: {at}." for at, own in kinds.items())
 
 
-def _best_at(pool: Pool, target: dict[str, Any], seeds: bool) -> str:
+def _best_at(pool: Pool, target: dict[str, Any], kind: str) -> str:
     at: dict[str, list[str]] = {}
     for landmark in LANDMARKS:
-        rival = pool.best_static(target, landmark, seeds)
+        rival = pool.best_static(target, landmark, kind)
         if rival is not None:
             at.setdefault(rival, []).append(at_landmark(landmark))
     return "; ".join(f"{rival} at {', '.join(when)}" for rival, when in at.items())
@@ -104,7 +107,7 @@ def _by_landmark(
     by_key = {(row["arm"], row["landmark"]): row for row in own.iter_rows(named=True)}
     landmarks = [at for at in LANDMARKS if any(at == of for _, of in by_key)]
     arms = own.group_by("arm").agg(pl.col("runs").max()).sort("arm").rows()
-    arms.sort(key=lambda pair: Pool.is_sequence(pair[0]))
+    arms.sort(key=lambda pair: is_sequence_title(pair[0]))
     rows = []
     for arm, runs in arms:
         cells = [cell(by_key[arm, at]) if (arm, at) in by_key else NOT_DEFINED for at in landmarks]

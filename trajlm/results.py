@@ -15,7 +15,8 @@ import polars as pl
 from trajlm.checkpoint import read_run, write_text
 from trajlm.errors import TrajlmError
 from trajlm.experiment import RECORD, SPLIT_FOLDER
-from trajlm.pooling import POOLED, GridRun, Pool
+from trajlm.pooled_arms import ALL_SEEDS, GridRun, is_sequence_title, kind_of
+from trajlm.pooling import POOLED, Pool
 from trajlm.report.tables import number, signed
 from trajlm.result_tables import (
     LOWER_IS_BETTER,
@@ -36,9 +37,9 @@ HEAD = """# Results
     {command}
 
 writes this page from finished grids; [evidence.md](evidence.md) says how to read it. Every figure is a mean over
-patient splits and seeds on held-out stays, with a 95 % interval from resampling patients. The static arm that a
-sequence model is compared with is, at each landmark, the one that was best on the tuning stays of all splits; so are
-the sequence arms that the sentences speak of. Length of stay is that in hospital.
+patient splits, and over seeds where these are not averaged, on held-out stays, with a 95 % interval from resampling
+patients. The static arm that a sequence model is compared with is, at each landmark, the one that was best on the
+tuning stays of all splits; so are the sequence arms that the sentences speak of. Length of stay is that in hospital.
 [{table}]({table}) holds every figure, [splits/](splits/) who was held out where.
 """
 
@@ -98,7 +99,10 @@ def read_found(folder: Path) -> Found:
             f"{folder}: expected {RECORD} of a finished grid; run the same `trajlm experiment` again to go on with it"
         )
     record = json.loads(path.read_text())
-    runs = [GridRun(run["split"], run["seed"], run["arm"], folder / run["path"]) for run in record["runs"]]
+    runs = [
+        GridRun(run["split"], run["seed"], run["arm"], folder / run["path"], run.get("settings", {}))
+        for run in record["runs"]
+    ]
     gone = [run.path for run in runs if not run.path.is_dir()]
     if gone:
         raise TrajlmError(f"{gone[0]}: no such run any more; run the same `trajlm experiment` again to make it anew")
@@ -129,18 +133,27 @@ def section(grid: Found, frame: pl.DataFrame) -> str:
 
 
 def beside(pool: Pool) -> list[str]:
-    """What arms are made of, where that is more than one model."""
-    kinds = {pool.kind(arm) for arm in pool.arms if pool.is_sequence(arm)}
+    """What arms are made of, where that is more than one model, and what they are measured against."""
+    kinds = {kind_of(arm) for arm in pool.arms if is_sequence_title(arm)}
     told = []
     if "network" in kinds:
         told.append(
             "The sequence model is a mean of its network with what its recipe sets beside it (a regression, trees), of "
-            "the same events at the same moments; the network alone is an arm of its own."
+            "the same events at the same moments; the network alone is an arm of its own. Both are measured against "
+            "single static arms."
+        )
+    if "averaged" in kinds:
+        told.append(
+            "*Averaged* is the mean belief of two arms. Such a sequence arm is measured against static arms averaged "
+            "in pairs as well."
         )
     if "seeds" in kinds:
+        several = {arm.removesuffix(f", {ALL_SEEDS}") for arm in pool.static_arms if kind_of(arm) == "seeds"}
+        lone = [arm for arm in pool.static_arms if kind_of(arm) != "seeds" and arm not in several]
+        without = f" Static arms of one seed have no such form: {'; '.join(lone)}." if lone else ""
         told.append(
-            "*Seeds averaged* is one model of several runs: the mean belief of all seeds of a split. Its rival is the "
-            "best static arm, those with their seeds averaged included."
+            "*Seeds averaged* is the mean belief of all seeds of a split. Such a sequence arm is measured against all "
+            f"static arms, those with their own seeds averaged included.{without}"
         )
     return told
 
@@ -197,7 +210,17 @@ def about(grid: Found) -> str:
     manifest = Path(read_run(grid.runs[0].path)["recipe"]["data"]) / "manifest.json"
     release = json.loads(manifest.read_text())["release"] + ". " if manifest.is_file() else ""
     cost = f"{len(facts)} fine-tuning runs, {hours:.1f} hours of them together, at most {memory:.1f} GB"
-    return f"    {grid.record['command']}\n\n{release}{cost}; {machines}; {versions}; commit {commits}."
+    asked = _asked(grid.record["grid"])
+    return f"    {grid.record['command']}\n\n{release}{asked}{cost}; {machines}; {versions}; commit {commits}."
+
+
+def _asked(grid: dict[str, Any]) -> str:
+    """What was run of a grid, as far as its record tells."""
+    of = [f"{name} {', '.join(map(str, seeds))}" for name, seeds in grid.get("seeds_of", {}).items()]
+    but = f" (but {'; '.join(of)})" if of else ""
+    told = [f"Seeds {', '.join(map(str, grid['seeds']))}{but}"] if "seeds" in grid else []
+    told += [f"{name} {', '.join(grid[name])}" for name in ("encoders", "backbones") if name in grid]
+    return "; ".join(told) + ". " if told else ""
 
 
 def _listed(facts: Iterable[str]) -> str:

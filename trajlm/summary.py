@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from trajlm.checkpoint import write_text
-from trajlm.pooling import GridRun, pooled_titles
+from trajlm.pooled_arms import GridRun, pooled_title
 from trajlm.report.tables import NOT_DEFINED, metric_title, number, signed
 from trajlm.schema import HELD_OUT
 from trajlm.typeset import Table, latex, markdown
@@ -25,28 +25,23 @@ def figures(runs: Sequence[GridRun]) -> pl.DataFrame:
 
     A baseline stands once per split and seed and initialisation of its encoders, not once per backbone beside it.
     """
-    rows = []
-    told = {run.path: _arms(run) for run in runs}
-    titles = pooled_titles(runs, told)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
-        for name, found in told[run.path].items():
+        metrics = json.loads((run.path / "metrics.json").read_text())
+        for name, found in metrics["arms"][HELD_OUT].items():
+            arm = pooled_title(run, name)
             for row in found:
-                key = (run.split, run.seed, titles[run.path, name], row["target"], row["landmark"], row["metric"])
-                rows.append((*key, row["value"]))
+                key = (run.split, run.seed, arm, row["target"], row["landmark"], row["metric"])
+                rows[key] = dict(zip(["split", "seed", *KEYS], key, strict=True)) | {"value": row["value"]}
     schema = {"split": pl.String, "seed": pl.Int64, "arm": pl.String, "target": pl.String, "landmark": pl.Float64,
               "metric": pl.String, "value": pl.Float64}  # fmt: skip
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _arms(run: GridRun) -> dict[str, list[dict[str, Any]]]:
-    """Held-out figures of a run by arm."""
-    return json.loads((run.path / "metrics.json").read_text())["arms"][HELD_OUT]
+    return pl.DataFrame(list(rows.values()), schema=schema)
 
 
 def differences(runs: Sequence[GridRun], out: Path) -> pl.DataFrame:
     """Sequence models minus the best static arm, of each split's tables: split, seed, KEYS, value, low and high."""
     of = {(run.split, name): run for run in runs for name in (run.path.name, str(run.path))}
-    frames, titles = [], pooled_titles(runs, {run.path: _arms(run) for run in runs})
+    frames = []
     for split in dict.fromkeys(run.split for run in runs):
         paired = pl.read_csv(out / split / "tables" / "paired.csv", schema_overrides={"landmark": pl.Float64})
         names = paired["run"].to_list()
@@ -56,7 +51,7 @@ def differences(runs: Sequence[GridRun], out: Path) -> pl.DataFrame:
                 pl.Series("seed", [of[split, name].seed for name in names], dtype=pl.Int64),
                 pl.Series(
                     "arm",
-                    [titles[of[split, name].path, arm] for name, arm in zip(names, paired["arm"], strict=True)],
+                    [pooled_title(of[split, name], arm) for name, arm in zip(names, paired["arm"], strict=True)],
                     dtype=pl.String,
                 ),
                 "target",
