@@ -17,7 +17,7 @@ from measuring import machine
 from trajlm.metrics import LANDMARKS
 from trajlm.pooled_arms import is_sequence_title
 from trajlm.report.tables import interval
-from trajlm.result_tables import MAIN, at_landmark, difference, measure
+from trajlm.result_tables import at_landmark, difference, measure
 from trajlm.results import read_found
 
 FIGURES = {"probability": ("auroc", "auprc"), "hours": ("mae",), "group": ("macro_auroc",)}
@@ -70,8 +70,7 @@ def main() -> None:
                 return difference(dict(zip(("value", "low", "high"), found, strict=False)))
 
             lines += table(said, [reference, *others], value)
-            if metric == MAIN[target["kind"]]:
-                lines += table(f"{said}: minus {name(reference)}", others, moved)
+            lines += table(f"{said}: minus {name(reference)}", others, moved)
     print("\n".join(lines))
     arguments.out.write_text("\n".join(lines) + "\n")
 

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import random
+import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -18,6 +20,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from cohort_example import read_cohort
+from conftest import TRAJLM, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physionet2012_example import (
@@ -33,6 +36,7 @@ from physionet2012_example import (
 
 from trajlm.cohorts import physionet2012
 from trajlm.config import PrepareConfig
+from trajlm.dataset import load_prepared
 from trajlm.errors import TrajlmError, UnexpectedInput
 from trajlm.grouping import (
     Catalogue,
@@ -512,6 +516,25 @@ def test_published_splits_built_otherwise_are_one_line(tmp_path, fault):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(UnexpectedInput, match=message):
         read_splits(tmp_path / "splits.csv", SPLIT_STAYS)
+
+
+def test_one_set_learned_from_another_judged_by(tmp_path, monkeypatch):
+    """As docs/evidence.md shows it: the code and the command that stand there."""
+    records = random_records(45)
+    sets = {"a": dict(list(records.items())[:30]), "b": dict(list(records.items())[30:])}
+    for letter, own in sets.items():
+        write_release(tmp_path / "physionet2012", own, letter=letter)
+    told = (ROOT / "docs/evidence.md").read_text().split("## Splits")[1]
+    _, code, words, *_ = re.findall(r"```(?:python|sh)\n(.*?)```", told, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/evidence.md", "exec"), {})
+    program, *flags = shlex.split(words)
+    assert program == "trajlm"
+    command(*TRAJLM, *(flag.replace("recipes/", f"{ROOT}/recipes/") for flag in flags))
+    split_of = dict(load_prepared(tmp_path / "runs/a-to-b/prepared").stays.select("stay_id", "split").iter_rows())
+    assert {stay for stay, split in split_of.items() if split == "held_out"} == set(sets["b"])
+    assert set(split_of) == set(records)
+    assert {split_of[stay] for stay in sets["a"]} == {"train", "tuning"}
 
 
 def test_published_splits_are_taken_as_they_are(tmp_path, release):

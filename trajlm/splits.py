@@ -106,7 +106,8 @@ def read_splits(file: Path, stays: pl.DataFrame) -> pl.DataFrame:
     absent = sorted(set(subject_of) - set(split_of))
     if absent:
         came = f"none for {len(absent)} of {len(subject_of)} stays, the first being {absent[0]}"
-        raise UnexpectedInput(file, expected="a split for every stay of the cohort", came=came)
+        hint = "list them too, or read fewer stays (PhysioNet 2012: --sets a)"
+        raise UnexpectedInput(file, expected="a split for every stay of the cohort", came=came, hint=hint)
     return pl.DataFrame(
         {"stay_id": list(split_of), "split": list(split_of.values())}, schema={"stay_id": pl.Int64, "split": pl.String}
     ).sort("stay_id")
