@@ -138,6 +138,22 @@ def test_the_most_divergent_stays_stand_first_and_every_page_is_listed():
     assert next(line for line in lines if line.stay_id == 77).change == "–"
 
 
+def test_a_listed_stay_without_a_page_tells_what_happened_and_what_was_believed():
+    report = example_report([])
+    assert {(line.outcome, line.spark) for line in stay_lines(report)} == {("", "")}
+    first, second, *_ = [line.stay_id for line in stay_lines(report)]
+    beliefs = pl.DataFrame(
+        {
+            "stay_id": [first, first, second], "hours_since_admission": [1.0, 5.0, 2.0],
+            "belief_mortality": [0.25, 0.5, 0.75], "target_mortality": [1.0, 1.0, None],
+        }
+    )  # fmt: skip
+    found = {line.stay_id: line for line in stay_lines(example_report([], beliefs=beliefs))}
+    assert (found[first].outcome, found[first].linked) == ("yes", False)
+    assert found[first].spark == spark(beliefs.head(2), TARGETS[0])
+    assert found[second].outcome == "unknown"
+
+
 def test_a_spark_line_steps_through_the_beliefs():
     trajectory = stay_page(5, 9).trajectory
     numbers = [float(n) for n in re.findall(r"V([\d.]+)", spark(trajectory, TARGETS[0]))]

@@ -92,6 +92,7 @@ def build_report(
         anchoring=changes,
         difference=_difference(metrics),
         ablation=_ablation(ablation),
+        beliefs=_beliefs_in(run, changes["stay_id"]),
         details=_details(environment),
         stays=[stay_page(found, [t["name"] for t in metrics["targets"]], model) for found in findings],
         against=None if other is None else other.name,
@@ -226,6 +227,12 @@ def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
         "low": pl.Float64, "high": pl.Float64, "stays": pl.Int64, "positives": pl.Int64,
     }  # fmt: skip
     return pl.DataFrame([{name: row[name] for name in schema} for row in rows], schema=schema)
+
+
+def _beliefs_in(run: Path, stays: pl.Series) -> pl.DataFrame:
+    """The beliefs of a run in these stays, in order of time."""
+    beliefs = pl.read_parquet(run / "beliefs.parquet")
+    return beliefs.filter(pl.col("stay_id").is_in(stays.unique().implode())).sort("stay_id", "event_index")
 
 
 def _calibration(run: Path, prepared: Prepared, metrics: dict[str, Any], other: OtherRun | None) -> pl.DataFrame:

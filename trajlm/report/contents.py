@@ -26,6 +26,7 @@ ANCHORING_COLUMNS = (
     "stay_id", "ablated", "target", "share_before", "share_after", "belief_before", "belief_after",
 )  # fmt: skip
 DIFFERENCE_COLUMNS = ("against", "target", "metric", "value", "low", "high")
+LISTED_COLUMNS = ("stay_id", "hours_since_admission")
 ABLATION_COLUMNS = ("ablated", "target", "metric", "value", "low", "high", "stays", "positives")
 POSITION_COLUMNS = ("position", "kind", "modality", "hours_since_admission")
 TRAJECTORY_COLUMNS = ("event_index", "hours_since_admission", "modality", "summary")
@@ -178,6 +179,8 @@ class Report:
             window, paired on the same stays.
         ablation: ABLATION_COLUMNS; metrics at the end of the window with a modality ablated from every held-out stay
             that holds it; one row per target and metric has ``ablated`` NOTHING: what the others are compared with.
+        beliefs: LISTED_COLUMNS and, of the first target, ``belief_`` and ``target_``: how the belief in listed stays
+            without a page went, and what happened to them.
         details: label and value of what few readers need: versions, hardware.
         stays: the stays with a page of their own.
         against: name of the run that this one is compared with; its rows of ``metrics`` and ``calibration`` are one
@@ -207,6 +210,7 @@ class Report:
     anchoring: pl.DataFrame | None = None
     difference: pl.DataFrame | None = None
     ablation: pl.DataFrame | None = None
+    beliefs: pl.DataFrame | None = None
     details: list[tuple[str, str]] = field(default_factory=list)
     stays: list[StayPage] = field(default_factory=list)
     against: str | None = None
@@ -231,6 +235,7 @@ class Report:
             ("difference of the audits", self.audit_difference, tuple(SUMMARY_COLUMNS)),
             ("difference", self.difference, DIFFERENCE_COLUMNS),
             ("ablation", self.ablation, ABLATION_COLUMNS),
+            ("beliefs", self.beliefs, LISTED_COLUMNS),
         )
         for name, frame, columns in tables:
             if frame is not None:

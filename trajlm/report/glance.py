@@ -100,9 +100,9 @@ class StayLine:
     Attributes:
         stay_id: in the prepared folder.
         linked: it has a page.
-        outcome: what happened to the first target, in words.
+        outcome: what happened to the first target, in words; "" where that is not told.
         events: how many; "" for a stay without a page.
-        spark: its belief over time as an SVG path of SPARK_WIDTH by SPARK_HEIGHT; "" without a page.
+        spark: its belief over time as an SVG path of SPARK_WIDTH by SPARK_HEIGHT; "" where that is not told.
         ablated, before, after, change: the ablation that moved its last belief most; dashes where none was made.
     """
 
@@ -125,7 +125,11 @@ def stay_lines(report: Report) -> list[StayLine]:
     moved = _moved_most(report.anchoring, target)
     order = [*moved][:MOST_DIVERGENT]
     order += [stay for stay in pages if stay not in order]
-    return [_line(stay, pages.get(stay), moved.get(stay), target) for stay in order]
+    return [_line(stay, pages.get(stay), _told(report.beliefs, stay), moved.get(stay), target) for stay in order]
+
+
+def _told(beliefs: pl.DataFrame | None, stay_id: int) -> pl.DataFrame:
+    return pl.DataFrame() if beliefs is None else beliefs.filter(pl.col("stay_id") == stay_id)
 
 
 def _moved_most(anchoring: pl.DataFrame | None, target: TargetInfo) -> dict[int, dict]:
@@ -142,7 +146,7 @@ def _moved_most(anchoring: pl.DataFrame | None, target: TargetInfo) -> dict[int,
     return {row["stay_id"]: row for row in moved.iter_rows(named=True)}
 
 
-def _line(stay_id: int, page: StayPage | None, moved: dict | None, target: TargetInfo) -> StayLine:
+def _line(stay_id: int, page: StayPage | None, told: pl.DataFrame, moved: dict | None, target: TargetInfo) -> StayLine:
     def belief(value: float) -> str:
         return percent(value) if target.kind == "probability" else f"{value:.1f} {target.unit}"
 
@@ -152,19 +156,21 @@ def _line(stay_id: int, page: StayPage | None, moved: dict | None, target: Targe
         sign = "−" if change < 0 else "+"
         cells = [name_label(moved["ablated"]), belief(moved["belief_before"]), belief(moved["belief_after"]),
                  f"{sign}{abs(change):.1f}"]  # fmt: skip
-    return StayLine(
-        stay_id,
-        page is not None,
-        "" if page is None else outcome(page, target),
-        "" if page is None else count(page.trajectory.height),
-        "" if page is None else spark(page.trajectory, target),
-        *cells,
-    )
+    if page is not None:
+        shown = outcome(page, target), count(page.trajectory.height), spark(page.trajectory, target)
+    elif not told.is_empty():
+        shown = _in_words(told[f"target_{target.name}"][-1], target), "", spark(told, target)
+    else:
+        shown = "", "", ""
+    return StayLine(stay_id, page is not None, *shown, *cells)
 
 
 def outcome(stay: StayPage, target: TargetInfo) -> str:
     """What happened, in words."""
-    value = stay.targets.get(target.name)
+    return _in_words(stay.targets.get(target.name), target)
+
+
+def _in_words(value: float | None, target: TargetInfo) -> str:
     if value is None or number(value) == NOT_DEFINED:
         return "unknown"
     if target.kind == "probability":
