@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +306,14 @@ def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
             Grid(**given, seeds_of=wrong)
     with pytest.raises(TrajlmError, match="mlp names two things"):
         Grid(**given, seeds_of={"mlp": [0]}, variants={"mlp": {}})
+
+
+def test_help_and_docs_name_every_key_of_a_grid():
+    told = command(*TRAJLM, "experiment", "--help").stdout
+    docs = (ROOT / "docs/evidence.md").read_text()
+    for field in dataclasses.fields(Grid):
+        assert re.search(rf"\b{field.name}\b", told)
+        assert f"`{field.name}`" in docs
 
 
 def test_a_split_file_gives_its_name_to_the_folder(tmp_path):
