@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     experiment = add("experiment", "Run a grid of arms, splits and seeds, or what is left of it, and tabulate it.")
     experiment.epilog = (
         "Keys of a grid: recipe, raw or data, splits, seeds, encoders, backbones, baselines, ensembles, settings, "
-        "variants, seeds_of; docs/evidence.md says what each does. The command may be stopped at any time: given again, "
-        "it goes on, and skips what is done."
+        "variants, seeds_of; docs/evidence.md says what each does. The command may be stopped at any time: given "
+        "again, it goes on, and skips what is done."
     )
     experiment.add_argument("grid", metavar="GRID.yaml", help="the grid, such as recipes/grid/physionet2012.yaml")
     experiment.add_argument("--raw", help="folder of the release (or raw of the grid)")
