@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,18 @@ def in_processes(worker: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (port, *arguments), nprocs=WORLD)
+    mp.spawn(_work, (worker, port, *arguments), nprocs=WORLD)
+
+
+def _work(rank: int, worker: Callable[..., None], *arguments: Any) -> None:
+    """Do the work and leave at once: a thread of gloo that frees a tensor while the interpreter ends aborts the process.
+
+    https://github.com/pytorch/pytorch/issues/190489
+    """
+    worker(rank, *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def join(rank: int, port: int, **variables: str) -> None:

@@ -572,7 +572,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_made_good(prepared,
     arguments = [sys.executable, "-c", code, str(release), str(tmp_path / "out")]
     killed = subprocess.run(arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    assert {path.name for path in tmp_path.iterdir()} == {".out.partial", ".out.lock"}
     assert not list(tmp_path.rglob("manifest.json"))
     prepare(config(release), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

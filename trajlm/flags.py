@@ -76,4 +76,7 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         said = " ".join(str(error).split())[:500]
         print(f"error: {type(error).__name__}: {said} (--debug prints the traceback)", file=sys.stderr)
         sys.exit(1)
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: most commands need no torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # its threads end before the interpreter does, which they could abort
     sys.exit(0)
