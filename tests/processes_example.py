@@ -23,7 +23,7 @@ def in_processes(worker: Callable[..., None], *arguments: Any) -> None:
 
 
 def _work(rank: int, worker: Callable[..., None], *arguments: Any) -> None:
-    """Do the work and leave at once: a thread of gloo that frees a tensor while the interpreter ends aborts the process.
+    """Do the work and leave at once: a thread of gloo that frees a tensor while the interpreter ends may abort it.
 
     https://github.com/pytorch/pytorch/issues/190489
     """
