@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,9 @@ from conftest import FINETUNING
 
 from trajlm import finetuning
 from trajlm.flags import parse_recipe, recipe_parser
+from trajlm.fusions import FUSIONS
 from trajlm.trajectory import TrajectoryModel
+from trajlm.variants import FUSIONS_READ, SUMMARY_MODELS_READ
 
 SHORT = ["--finetuning.epochs", "1", "--finetuning.baselines", "[]", "--finetuning.modality_dropout", "0.5"]
 
@@ -114,3 +117,39 @@ def test_baselines_that_are_done_are_not_fitted_again(prepared_folder, encoders_
     assert {"sequence", "static_mlp", "logistic"} <= set(arms)
     for arm, before in done.items():
         assert pl.read_parquet(out / arm / "beliefs.parquet").equals(pl.read_parquet(before))
+
+
+def test_baselines_read_no_setting_but_those_that_variants_share_them_by(
+    prepared_folder, encoders_run, tmp_path, monkeypatch
+):
+    """A grid fits a baseline once for all variants that set nothing it reads."""
+    read: dict[str, set[str]] = {}
+
+    class Watched:
+        def __init__(self, config, name):
+            self.config, self.name = config, name
+
+        def __getattr__(self, key):
+            read.setdefault(self.name, set()).add(f"finetuning.{key}")
+            return getattr(self.config, key)
+
+    def one_by_one(work, known):
+        config, found = work.recipe.finetuning, {}
+        for name in ("mlp", "lstm", "logistic", "lightgbm"):
+            own = replace(config, baselines=[name])
+            work.recipe.finetuning = Watched(own, name)
+            found |= train(work, known)
+        work.recipe.finetuning = config
+        raise PowerCutError
+
+    train = finetuning.train_baselines
+    monkeypatch.setattr(finetuning, "train_baselines", one_by_one)
+    given = ["--finetuning.baseline_trials", "1", "--finetuning.baseline_epochs", "1"]
+    with pytest.raises(PowerCutError):
+        finetuning.finetune(recipe(prepared_folder, encoders_run, tmp_path / "run", *given))
+    before = {"finetuning.stays"}  # says who learns, before any baseline is asked
+    assert set(read) == {"mlp", "lstm", "logistic", "lightgbm"}
+    for name, keys in read.items():
+        shared = FUSIONS_READ if name in FUSIONS else SUMMARY_MODELS_READ
+        expected = {key for key in shared if key.startswith("finetuning.")} - before
+        assert keys - {"finetuning.baselines"} == expected, name

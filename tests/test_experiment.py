@@ -278,6 +278,12 @@ def test_a_variant_of_the_encoders_is_pretrained_for_itself(tmp_path):
     assert {name for name in of if name.startswith("scratch")} == {
         f"scratch-tiny-{variant}-seed-0" for variant in ("plain", "wide", "late")
     }
+    # The one that stands for another does so at every seed, be it run there or not.
+    some = given | {"seeds": [0, 1], "seeds_of": {"late": [0]}}
+    scratch = {run.path.name for run in plan(Grid(**some), tmp_path)[1] if run.arm.startswith("scratch")}
+    assert scratch == {f"scratch-tiny-{variant}-seed-{seed}" for variant in ("plain", "wide") for seed in (0, 1)} | {
+        "scratch-tiny-late-seed-0"
+    }
     alone = GRID | {"raw": "release", "encoders": ["scratch"], "variants": {"a": {}, "b": {"pretraining.epochs": 9}}}
     with pytest.raises(TrajlmError, match=r"b: in no run of this grid"):
         plan(Grid(**alone), tmp_path)
@@ -297,7 +303,8 @@ def test_what_is_dear_takes_some_of_the_seeds(tmp_path):
     alone, _ = plan(Grid(**given, seeds_of={"contrastive": [0]}), tmp_path)
     assert not any("encoders-seed-1" in stage.out for stage in alone)
     for nothing, left in (({"contrastive": [0], "mlp": [1], "scratch": [0]}, "mlp"),
-                          ({"tiny": [1], "scratch": [0], "contrastive": [0]}, "contrastive, logistic")):  # fmt: skip
+                          ({"tiny": [1], "scratch": [0], "contrastive": [0]}, "contrastive, logistic"),
+                          ({"scratch": [0], "contrastive": [0]}, "seed 1")):  # fmt: skip
         with pytest.raises(TrajlmError, match=f"{left}.*: in no run of this grid"):
             plan(Grid(**given, seeds_of=nothing), tmp_path)
     for wrong, told in (({"mlp": [7]}, "mlp must take some"), ({"mlp": []}, "mlp must take some"),
@@ -317,9 +324,10 @@ def test_help_and_docs_name_every_key_of_a_grid():
 
 
 def test_a_split_file_gives_its_name_to_the_folder(tmp_path):
-    given = GRID | {"raw": "release", "splits": [3, "published/split-0.csv.gz", "by-hospital.csv"]}
+    given = GRID | {"raw": "release", "splits": [3, "published/split-0.csv.gz", "by-hospital.csv", "fold.1.csv"]}
     _, runs = plan(Grid(**given), tmp_path)
-    assert list(dict.fromkeys(run.split for run in runs)) == ["split-3", "split-0", "split-by-hospital"]
+    splits = list(dict.fromkeys(run.split for run in runs))
+    assert splits == ["split-3", "split-0", "split-by-hospital", "split-fold.1"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,23 @@ def test_a_second_process_is_told_who_fills_the_folder(out, other):
         assert not list(out.parent.iterdir())
 
 
+def test_a_folder_is_held_under_all_its_names(out, other):
+    out.mkdir()
+    alias = out.parent / "alias"
+    alias.symlink_to(out)
+    with pytest.raises(TrajlmError, match="is being filled by process"), locked(alias):
+        pass
+
+
+def test_a_process_does_not_hold_a_folder_twice(out):
+    with locked(out):
+        with pytest.raises(TrajlmError, match="by this very process"), locked(out):
+            pass
+        assert (out.parent / ".run.lock").exists()
+    with locked(out):
+        pass
+
+
 def test_a_lock_that_goes_while_it_is_opened_holds_nobody(out, monkeypatch):
     """Its holder may end, and another begin, between opening the file and locking it."""
     lock, path, files = fcntl.lockf, out.parent / ".run.lock", []

@@ -152,6 +152,9 @@ def test_a_listed_stay_without_a_page_tells_what_happened_and_what_was_believed(
     assert (found[first].outcome, found[first].linked) == ("yes", False)
     assert found[first].spark == spark(beliefs.head(2), TARGETS[0])
     assert found[second].outcome == "unknown"
+    # Hours that are left after every event are no outcome of a stay.
+    left = beliefs.with_columns(target_mortality=pl.int_range(pl.len()).cast(pl.Float64))
+    assert {line.outcome for line in stay_lines(example_report([], beliefs=left))} <= {"unknown", ""}
 
 
 def test_a_spark_line_steps_through_the_beliefs():

@@ -48,7 +48,7 @@ def ensemble_beliefs(sequence: pl.DataFrame, baseline: pl.DataFrame, tasks: Sequ
 
 
 def mean_beliefs(beliefs: Sequence[pl.DataFrame], kinds: Mapping[str, Kind]) -> pl.DataFrame:
-    """Mean belief of several models, as :func:`ensemble_beliefs` takes it.
+    """Mean belief of several models, as :func:`ensemble_beliefs` takes it; a lone model's as they are.
 
     Args:
         beliefs: of each model, the same stays after the same events, or at the same landmarks.
@@ -58,6 +58,8 @@ def mean_beliefs(beliefs: Sequence[pl.DataFrame], kinds: Mapping[str, Kind]) -> 
         TrajlmError: they were stated in other stays or at other moments.
     """
     first = beliefs[0]
+    if len(beliefs) == 1:
+        return first
     by = ["stay_id", "landmark" if "landmark" in first.columns else "event_index"]
     both = first.sort(by, nulls_last=True)
     keys = both.select(by)

@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
     """Stages in the order they run, and the runs they end in.
 
     Raises:
-        TrajlmError: something that the grid lists is in none of its runs.
+        TrajlmError: an encoder, backbone, variant, baseline or seed that the grid lists is in none of its runs.
     """
     stages: list[Stage] = []
     runs: list[GridRun] = []
@@ -75,20 +76,13 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
     taken: set[str] = set()
     for split in grid.splits if grid.data is None else ["given"]:
         # A file that an earlier grid published, split-S.csv.gz, goes by its own name.
-        home = f"split-{Path(str(split)).name.partition('.')[0].removeprefix('split-')}"
+        home = "split-" + re.sub(r"\.csv(\.gz)?$", "", Path(str(split)).name).removeprefix("split-")
         data = grid.data or str(out / home / "prepared")
         if grid.data is None:
             stages.append(_stage(grid, f"{home}/prepared", _prepare(grid, split, data), 0))
-        for seed, start, backbone, (variant, settings) in itertools.product(
-            grid.seeds, grid.encoders, grid.backbones, (grid.variants or {"": {}}).items()
-        ):
-            read = read_by(SEQUENCE, settings, start)
-            # Of variants that a start does not tell apart, one is run.
-            alike = (home, str(seed), start, backbone, json.dumps(read, sort_keys=True))
-            if not grid.takes(seed, start, backbone, variant) or alike in fitted:
-                continue
-            fitted.add(alike)
-            taken |= {start, backbone, variant}
+        for seed, start, backbone, variant in _combinations(grid):
+            settings = grid.variants.get(variant, {})
+            taken |= {start, backbone, variant, f"seed {seed}"}
             encoders = "scratch"
             if start == "contrastive":
                 pretraining = _pretraining(grid, out, home, data, seed, variant, settings)
@@ -104,13 +98,26 @@ def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
             stages.append(_stage(grid, name, command, 2))
             taken |= set(baselines)
             runs.append(GridRun(home, seed, arm, out / name, settings))
-    left = sorted({*grid.encoders, *grid.backbones, *grid.variants, *grid.baselines} - taken)
+    listed = {*grid.encoders, *grid.backbones, *grid.variants, *grid.baselines, *(f"seed {s}" for s in grid.seeds)}
+    left = sorted(listed - taken)
     if left:
         raise TrajlmError(
             f"{', '.join(left)}: in no run of this grid, by seeds_of, or because what it sets is read by none of its "
             "encoders"
         )
     return sorted(stages, key=lambda stage: stage.level), runs
+
+
+def _combinations(grid: Grid) -> Iterator[tuple[int, str, str, str]]:
+    """Seed, encoders, backbone and variant ("" without any) of every run of a split."""
+    for seed, start, backbone in itertools.product(grid.seeds, grid.encoders, grid.backbones):
+        # Of variants that a start does not tell apart, the first stands for all.
+        apart: dict[str, str] = {}
+        for variant, settings in (grid.variants or {"": {}}).items():
+            apart.setdefault(json.dumps(read_by(SEQUENCE, settings, start), sort_keys=True), variant)
+        for variant in apart.values():
+            if grid.takes(seed, start, backbone, variant):
+                yield seed, start, backbone, variant
 
 
 def _pretraining(

@@ -45,8 +45,8 @@ class Grid:
         ensembles: as of finetuning.ensembles, in the runs that fit those baselines: one for each that differs.
         seeds_of: encoders, backbones, baselines or variants that take only some of the seeds, and which.
         settings: keys of a recipe, dotted, and the values every run takes.
-        variants: name to settings of further arms; empty runs one arm without a name. One that sets what pretraining
-            reads has encoders of its own.
+        variants: name to settings of the arms to run, instead of one without a name; {} adds none to those of all. One
+            that sets what pretraining reads has encoders of its own.
     """
 
     recipe: str

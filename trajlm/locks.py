@@ -12,6 +12,8 @@ from pathlib import Path
 
 from trajlm.errors import TrajlmError
 
+_HELD: set[Path] = set()  # by this process, whose own locks the system does not refuse it
+
 
 @contextmanager
 def locked(folder: Path, main: bool = True) -> Iterator[None]:
@@ -25,17 +27,22 @@ def locked(folder: Path, main: bool = True) -> Iterator[None]:
         main: whether this is the process that writes, of those that were launched together; the others hold nothing.
 
     Raises:
-        TrajlmError: another process holds it.
+        TrajlmError: another process holds it, or this one does.
     """
-    place = Path(os.path.abspath(folder))
+    place = Path(os.path.realpath(folder))  # a folder by another name is the same folder
     path = place.parent / f".{place.name}.lock"
+    if main and place in _HELD:
+        raise TrajlmError(f"{folder} is being filled by this very process; choose another --out")
     held = _hold(path, folder) if main else None
+    if held is not None:
+        _HELD.add(place)
     try:
         yield
     finally:
         if held is not None:
             path.unlink(missing_ok=True)
             os.close(held)
+            _HELD.remove(place)
 
 
 def _hold(path: Path, folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from trajlm.arms import ARM_TITLES, ENSEMBLES, NETWORK, SEQUENCE, SEVERITY, arm_title, is_sequence
+from trajlm.arms import ARM_TITLES, ENSEMBLES, NETWORK, SEQUENCE, SEVERITY, arm_title, beliefs_path, is_sequence
 from trajlm.checkpoint import read_run
-from trajlm.subgroups import STAYS
 from trajlm.variants import read_by
 
 # What a sequence arm may be: the whole model, that averaged with a baseline, its network alone, or any of these with
@@ -35,17 +35,21 @@ class GridRun:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def pooled_title(run: GridRun, name: str) -> str:
+def pooled_title(run: GridRun, *names: str) -> str:
     """An arm of a run by what tells it from the others of its grid; arms of one title are the same arm.
 
     A fusion depends on its encoders and not on the backbone beside it, a model of summary features on neither; both on
-    the settings of a variant that they read.
+    the settings of a variant that they read. Of two names: both averaged.
     """
     start = "scratch" if read_run(run.path)["recipe"]["encoders"] == "scratch" else "contrastive"
-    if is_sequence(name):
-        return f"{arm_title(name)}, {run.arm}"
-    own = [f"{key} {value}" for key, value in read_by(name, run.settings, start).items()]
-    return ", ".join([arm_title(name), *([start] if name.startswith("static_") else []), *own])
+    if is_sequence(names[0]):
+        return f"{arm_title(names[0])}, {run.arm}"
+    words = arm_title(names[0])
+    if len(names) > 1:
+        words = " and ".join(arm_title(name).partition(" (")[0] for name in names) + AVERAGED
+    own = {key: value for name in names for key, value in read_by(name, run.settings, start).items()}
+    starts = [start] if any(name.startswith("static_") for name in names) else []
+    return ", ".join([words, *starts, *(f"{key} {value}" for key, value in own.items())])
 
 
 def is_sequence_title(arm: str) -> bool:
@@ -62,78 +66,100 @@ def kind_of(arm: str) -> str:
     return "averaged" if AVERAGED in arm else "whole"
 
 
+Model = tuple[GridRun, str]  # a run, and what its metrics.json calls an arm
+
+
 @dataclass(frozen=True)
 class Holder:
-    """The models that are an arm of a split: each a run and its name there. Of several the beliefs are averaged."""
+    """The models that are an arm of a split: their beliefs are averaged on every side, then over the sides."""
 
-    parts: tuple[tuple[GridRun, str], ...]
+    sides: tuple[tuple[Model, ...], ...]
+
+    @property
+    def models(self) -> list[Model]:
+        """Of all sides."""
+        return [model for side in self.sides for model in side]
 
     @property
     def runs(self) -> set[Path]:
         """Where they lie."""
-        return {run.path for run, _ in self.parts}
+        return {run.path for run, _ in self.models}
 
 
 HolderKey = tuple[str, str, int | None]  # title, split, seed; None for all seeds together
+Held = Mapping[str, Mapping[int, Model]]  # of one arm, by split and seed
 
 
 def held_arms(runs: Sequence[GridRun], names: Mapping[Path, Sequence[str]]) -> dict[HolderKey, Holder]:
-    """Every arm of a grid: those of its runs, static ones averaged in pairs, and those of all seeds averaged.
+    """Every arm of a grid: those of its runs, static ones averaged in pairs, and of both those of all seeds averaged.
 
     Args:
         runs: of one grid.
         names: by a run's folder, its arms as ``metrics.json`` has them.
     """
-    held: dict[HolderKey, Holder] = {}
+    found: dict[str, dict[str, dict[int, Model]]] = {}
     for run in runs:
         for name in names[run.path]:
             # One run stands for all that hold the same arm of the same split and seed.
-            held.setdefault((pooled_title(run, name), run.split, run.seed), Holder(((run, name),)))
-    held |= _pairs(held)
-    return held | _all_seeds(held)
+            found.setdefault(pooled_title(run, name), {}).setdefault(run.split, {}).setdefault(run.seed, (run, name))
+    splits = list(dict.fromkeys(run.split for run in runs))
+    held: dict[HolderKey, Holder] = {}
+    for title, arms in ({arm: (arm,) for arm in found} | _pairs(runs, names, found)).items():
+        sides = [found[arm] for arm in arms]
+        held |= _seed_by_seed(title, sides)
+        held |= _all_seeds(title, sides, splits)
+    return held
 
 
-def _pairs(held: Mapping[HolderKey, Holder]) -> dict[HolderKey, Holder]:
-    """Every baseline that the sequence model is averaged with, averaged with each other static arm as well.
+def _pairs(
+    runs: Sequence[GridRun], names: Mapping[Path, Sequence[str]], found: Mapping[str, Held]
+) -> dict[str, tuple[str, ...]]:
+    """By title, every baseline that the sequence model is averaged with and each other static arm of its variant.
 
     Two models are better than one: without these a sequence model would be given what no rival is.
     """
-    partners = {arm for arm, ensemble in ENSEMBLES.items() if any(h.parts[0][1] == ensemble for h in held.values())}
-    static = [
-        (key, holder.parts[0])
-        for key, holder in held.items()
-        if not is_sequence(holder.parts[0][1]) and not holder.parts[0][1].startswith(SEVERITY)
-    ]
-    found = {}
-    for (arm, *place), one in static:
-        for (other, split, seed), two in static:
-            twice = two[1] in partners and arm > other
-            if one[1] in partners and place == [split, seed] and arm != other and not twice:
-                (first, _, of_first), (second, _, of_second) = arm.partition(", "), other.partition(", ")
-                title = f"{first.partition(' (')[0]} and {second.partition(' (')[0]}{AVERAGED}"
-                found[", ".join(filter(None, [title, of_first, of_second])), split, seed] = Holder((one, two))
-    return found
+    known = {name for of in names.values() for name in of}
+    partners = {arm for arm, ensemble in ENSEMBLES.items() if ensemble in known}
+    static = sorted(name for name in known if not is_sequence(name) and not name.startswith(SEVERITY))
+    both = [pair for pair in itertools.combinations(static, 2) if partners & set(pair)]
+    pairs = {}
+    for run in runs:
+        for pair in both:
+            arms = tuple(pooled_title(run, name) for name in pair)
+            if all(arm in found for arm in arms):
+                pairs[pooled_title(run, *pair)] = arms
+    return pairs
 
 
-def _all_seeds(held: Mapping[HolderKey, Holder]) -> dict[HolderKey, Holder]:
-    """Beside every arm that has several seeds in every split: that with their beliefs averaged.
-
-    Only where all seeds learned from the same stays: one's tuning stays may have trained another.
-    """
-    splits = {split for _, split, _ in held}
-    several: dict[str, dict[str, list[Holder]]] = {}
-    for (arm, split, _), holder in held.items():
-        several.setdefault(arm, {}).setdefault(split, []).append(holder)
+def _seed_by_seed(title: str, sides: Sequence[Held]) -> dict[HolderKey, Holder]:
+    """An arm of every split and seed that all its sides have."""
     return {
-        (f"{arm}, {ALL_SEEDS}", split, None): Holder(tuple(part for holder in holders for part in holder.parts))
-        for arm, by_split in several.items()
-        if set(by_split) == splits and all(map(_alike, by_split.values()))
-        for split, holders in by_split.items()
+        (title, split, seed): Holder(tuple((side[split][seed],) for side in sides))
+        for split, seeds in sides[0].items()
+        for seed in seeds
+        if all(seed in side.get(split, {}) for side in sides)
     }
 
 
-def _alike(holders: Sequence[Holder]) -> bool:
-    """Whether these are several seeds on the same split of stays."""
-    paths = {path for holder in holders for path in holder.runs}
-    tables = [pl.read_parquet(path / STAYS).select("stay_id", "split").sort("stay_id") for path in paths]
-    return len(holders) > 1 and all(table.equals(tables[0]) for table in tables[1:])
+def _all_seeds(title: str, sides: Sequence[Held], splits: Sequence[str]) -> dict[HolderKey, Holder]:
+    """Beside an arm of which some side has several seeds in every split: that with the beliefs of all averaged.
+
+    Only where all seeds learned from the same stays: one's tuning stays may have trained another.
+    """
+    if not all(split in side for side in sides for split in splits):
+        return {}
+    if not all(any(len(side[split]) > 1 for side in sides) for split in splits):
+        return {}
+    held = {split: Holder(tuple(tuple(side[split].values()) for side in sides)) for split in splits}
+    if not all(_alike(holder.models) for holder in held.values()):
+        return {}
+    return {(f"{title}, {ALL_SEEDS}", split, None): holder for split, holder in held.items()}
+
+
+def _alike(models: Sequence[Model]) -> bool:
+    """Whether these are tuned on and believe in the same stays."""
+    tables = [
+        pl.read_parquet(beliefs_path(run.path, name), columns=["stay_id", "split"]).unique().sort("stay_id")
+        for run, name in models
+    ]
+    return all(table.equals(tables[0]) for table in tables[1:])

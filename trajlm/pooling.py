@@ -86,8 +86,8 @@ class Pool:
 
     def _told(self, holder: Holder, metrics: dict[Path, Any]) -> list[dict[str, Any]]:
         """What ``metrics.json`` tells of tuning stays; of several models together, what arms are chosen by alone."""
-        if len(holder.parts) == 1:
-            run, name = holder.parts[0]
+        if len(holder.models) == 1:
+            run, name = holder.models[0]
             return metrics[run.path]["arms"][TUNING][name]
         stays, beliefs = self._read(holder)
         own, rows = beliefs.filter(pl.col("split") == TUNING), []
@@ -101,10 +101,12 @@ class Pool:
         return rows
 
     def _read(self, holder: Holder) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Stays, and the beliefs in them: the mean where several runs hold them."""
-        beliefs = [pl.read_parquet(beliefs_path(run.path, name)) for run, name in holder.parts]
-        stays = pl.read_parquet(holder.parts[0][0].path / STAYS)
-        return stays, mean_beliefs(beliefs, self._kinds) if len(beliefs) > 1 else beliefs[0]
+        """Stays, and the beliefs in them: the mean where there are several models."""
+        sides = [
+            mean_beliefs([pl.read_parquet(beliefs_path(run.path, name)) for run, name in side], self._kinds)
+            for side in holder.sides
+        ]
+        return pl.read_parquet(holder.models[0][0].path / STAYS), mean_beliefs(sides, self._kinds)
 
     @property
     def static_arms(self) -> list[str]:
@@ -132,7 +134,7 @@ class Pool:
         held_out, tuning = (beliefs.filter(pl.col("split") == split) for split in (HELD_OUT, TUNING))
         for landmark in landmarks_of(held_out):
             at = _of_patients(held_out, stays, landmark)
-            self._require_same_stays(*holder.parts[0], landmark, at)
+            self._require_same_stays(*holder.models[0], landmark, at)
             for target in self.targets:
                 y, b, people = _known(at, target)
                 for metric in POOLED[target["kind"]]:

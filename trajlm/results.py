@@ -150,7 +150,7 @@ def beside(pool: Pool) -> list[str]:
     if "seeds" in kinds:
         several = {arm.removesuffix(f", {ALL_SEEDS}") for arm in pool.static_arms if kind_of(arm) == "seeds"}
         lone = [arm for arm in pool.static_arms if kind_of(arm) != "seeds" and arm not in several]
-        without = f" Static arms of one seed have no such form: {'; '.join(lone)}." if lone else ""
+        without = f" Static arms of one seed stand as they are: {'; '.join(lone)}." if lone else ""
         told.append(
             "*Seeds averaged* is the mean belief of all seeds of a split. Such a sequence arm is measured against all "
             f"static arms, those with their own seeds averaged included.{without}"

@@ -7,13 +7,12 @@ from typing import Any
 
 from trajlm.arms import is_sequence
 
-# Settings that no baseline reads: beside them a baseline is the same in every variant.
-SEQUENCE_ALONE = {"finetuning." + name for name in (
-    "epochs", "patience", "batch_size", "learning_rate", "backbone_learning_rate", "warmup_fraction",
-    "weight_averaging", "modality_dropout", "loss_over", "event_context", "event_inputs", "readout", "dropout",
-    "running_mean", "input_dropout", "time_encoding", "max_events", "event_latents", "keep", "linear_readout",
-    "tree_readout",
-)}  # fmt: skip
+# Settings that baselines read: beside any other they are the same in every variant. A section ends with a dot.
+SUMMARY_MODELS_READ = ("finetuning.tasks", "finetuning.stays", "finetuning.focal_gamma", "finetuning.baseline_trials")
+FUSIONS_READ = (
+    *SUMMARY_MODELS_READ, "finetuning.sampling", "finetuning.baseline_epochs", "finetuning.weight_decay", "encoder.",
+    "pretraining.",
+)  # fmt: skip
 
 
 def read_by(arm: str, settings: Mapping[str, Any], start: str) -> dict[str, Any]:
@@ -24,8 +23,8 @@ def read_by(arm: str, settings: Mapping[str, Any], start: str) -> dict[str, Any]
         settings: of a variant, by dotted key.
         start: of the encoders, scratch or contrastive.
     """
-    unread: tuple[str, ...] = ("pretraining.",) if start == "scratch" else ()
+    unread = ("pretraining.",) if start == "scratch" else ()
     if is_sequence(arm):
         return {key: value for key, value in settings.items() if not key.startswith(unread)}
-    unread += ("backbone.",) if arm.startswith("static_") else ("backbone.", "encoder.", "pretraining.")
-    return {key: value for key, value in settings.items() if not key.startswith(unread) and key not in SEQUENCE_ALONE}
+    read = FUSIONS_READ if arm.startswith("static_") else SUMMARY_MODELS_READ
+    return {key: value for key, value in settings.items() if key.startswith(read) and not key.startswith(unread)}

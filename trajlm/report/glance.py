@@ -125,11 +125,20 @@ def stay_lines(report: Report) -> list[StayLine]:
     moved = _moved_most(report.anchoring, target)
     order = [*moved][:MOST_DIVERGENT]
     order += [stay for stay in pages if stay not in order]
-    return [_line(stay, pages.get(stay), _told(report.beliefs, stay), moved.get(stay), target) for stay in order]
+    beliefs = _with_outcomes(report.beliefs, f"target_{target.name}")
+    return [_line(stay, pages.get(stay), _told(beliefs, stay), moved.get(stay), target) for stay in order]
 
 
 def _told(beliefs: pl.DataFrame | None, stay_id: int) -> pl.DataFrame:
     return pl.DataFrame() if beliefs is None else beliefs.filter(pl.col("stay_id") == stay_id)
+
+
+def _with_outcomes(beliefs: pl.DataFrame | None, column: str) -> pl.DataFrame | None:
+    """The beliefs, their target null where it changes as a stay goes on: what is left of a stay is no outcome."""
+    if beliefs is None or beliefs.is_empty():
+        return beliefs
+    changes = beliefs.group_by("stay_id").agg(pl.col(column).n_unique())[column].max() != 1
+    return beliefs.with_columns(pl.lit(None, pl.Float64).alias(column)) if changes else beliefs
 
 
 def _moved_most(anchoring: pl.DataFrame | None, target: TargetInfo) -> dict[int, dict]:
