@@ -24,6 +24,7 @@ FINETUNING = [
     *RECIPE,
     *["--finetuning.batch_size", "8", "--finetuning.epochs", "3", "--finetuning.bootstrap_resamples", "50"],
     *["--finetuning.linear_readout", "true", "--finetuning.tree_readout", "true"],
+    *["--finetuning.tree_hours", "[16]"],
 ]
 TRAJLM = [sys.executable, "-m", "trajlm.cli"]
 

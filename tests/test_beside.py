@@ -45,7 +45,10 @@ def test_shares_are_written_saved_and_used(whole, prepared):
         assert min(shares.values()) >= 0.1
         np.testing.assert_allclose(list(shares.values()), model.shares[:, k].numpy(), atol=1e-6)
     grown = json.loads((whole / "tree_readout.json").read_text())["targets"]
-    assert [grown[target]["trees"] for target in model.targets] == torch.bincount(model.trees.task).tolist()
+    for k, target in enumerate(model.targets):
+        groups = [grown[target], *grown[target]["after"].values()]
+        assert [group["trees"] for group in groups] == torch.bincount(model.trees.group[model.trees.task == k]).tolist()
+    assert torch.equal(model.trees.starts, torch.tensor([[-torch.inf, 16.0]] * len(model.targets)))
     said = pl.read_parquet(whole / "beliefs.parquet")
     stay = said["stay_id"][0]
     beliefs = ["belief_mortality", "belief_length_of_stay_hours"]

@@ -112,6 +112,59 @@ def test_fitted_trees_say_what_lightgbm_says(monkeypatch):
     assert (mine.std(axis=0) > 0.01).all()
 
 
+def by_time(stays: int, seed: int = 0) -> Readings:
+    """The first read-out of a stay at 2 hours, the second, which knows no more of it, at 20; inputs begin with them."""
+    of = invented(stays, seed=seed)[1]
+    hours = torch.tensor([2.0, 20.0]).repeat(stays)
+    return replace(of, inputs=torch.cat([hours[:, None], of.inputs], dim=1), hours=hours)
+
+
+def test_a_later_group_is_of_later_read_outs_and_joins_there(monkeypatch):
+    """Before the hour as if there were none; after it the mean with forests grown on nothing but what is later."""
+    tasks = invented(40)[0]
+    train, tuning, fresh = by_time(300), by_time(200, seed=1), by_time(50, seed=2).inputs
+    early, late = fresh[::2], fresh[1::2]
+    groups = TreeReadout([1], 1, 2)
+    told = fit_trees(groups, tasks, train, tuning, 0, [8.0])["targets"]["mortality"]
+    plain, alone = TreeReadout([1], 1, 2), TreeReadout([1], 1, 2)
+    of_all = fit_trees(plain, tasks, train, tuning, 0)["targets"]["mortality"]
+    later = [replace(of, inputs=of.inputs[1::2], hours=of.hours[1::2], targets=of.targets[1::2], share=of.share[1::2])
+             for of in (train, tuning)]  # fmt: skip
+    of_later = fit_trees(alone, tasks, *later, 0)["targets"]["mortality"]
+    torch.testing.assert_close(groups.readouts(early), plain.readouts(early), rtol=1e-12, atol=1e-12)
+    mean = (plain.readouts(late) + alone.readouts(late)) / 2
+    torch.testing.assert_close(groups.readouts(late), mean, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(mean, plain.readouts(late), atol=1e-3)
+    assert told == of_all | {"after": {"8": of_later}}
+    loaded = TreeReadout([1], 1, 2)
+    loaded.load_state_dict(groups.state_dict())
+    assert torch.equal(loaded.readouts(fresh), groups.readouts(fresh))
+    at_the_hour = late.clone()
+    at_the_hour[:, 0] = 8.0
+    torch.testing.assert_close(groups.readouts(at_the_hour), plain.readouts(at_the_hour), rtol=1e-12, atol=1e-12)
+
+
+def test_a_task_of_one_outcome_later_goes_without_a_later_group():
+    tasks, train, tuning = invented(40)[0], by_time(200), by_time(100, seed=1)
+    train.targets[1::2, 0] = 0.0
+    groups, plain = TreeReadout([1], 1, 2), TreeReadout([1], 1, 2)
+    told = fit_trees(groups, tasks, train, tuning, 0, [8.0])["targets"]
+    fit_trees(plain, tasks, train, tuning, 0)
+    assert told["mortality"]["after"] == {"8": {"trees": 0, "tuning_loss": None}}
+    assert told["length_of_stay_hours"]["after"]["8"]["trees"] > 0
+    rows = by_time(30, seed=2).inputs
+    torch.testing.assert_close(groups.readouts(rows)[:, 0], plain.readouts(rows)[:, 0], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(groups.readouts(rows)[1::2, 1], plain.readouts(rows)[1::2, 1], atol=1e-4)
+
+
+def test_trees_saved_when_there_was_one_group_are_loaded(model):
+    old = {name: t for name, t in model.trees.state_dict().items() if name not in ("group", "starts")}
+    loaded = TreeReadout(model.trees.features, model.trees.latent_width, 2)
+    loaded.load_state_dict(old)
+    batch = toy_batch(LENGTHS)
+    assert torch.equal(loaded(batch), model.trees(batch))
+
+
 def test_what_is_planted_is_found(monkeypatch):
     monkeypatch.setattr(module, "FEATURE_SHARE", 1.0)
     tasks, train = invented(1000)

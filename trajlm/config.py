@@ -287,6 +287,7 @@ class FinetuningConfig:
             the tuning stays is least, and average its read-outs with the network's. False is the paper.
         tree_readout: grow gradient-boosted trees of what is known at every moment as well, as many as have the least
             loss on the tuning stays, and average their read-outs with the others'. False is the paper.
+        tree_hours: hours since admission after each of which more trees speak, grown on the read-outs from there on.
         dropout: on event embeddings and before the read-outs, in training.
         input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add to every event an encoding of the hours since admission, or of its place in the timeline
@@ -336,6 +337,7 @@ class FinetuningConfig:
     readout: Literal["predict", "predict_and_event"] = "predict_and_event"
     linear_readout: bool = False
     tree_readout: bool = False
+    tree_hours: list[float] = field(default_factory=list)
     dropout: float = 0.3
     input_dropout: float = 0.4
     time_encoding: Literal["hours", "order", "off"] = "hours"
@@ -362,6 +364,8 @@ class FinetuningConfig:
             _require(getattr(self, name) >= 0, f"finetuning.{name} must not be negative")
         for name in ("dropout", "input_dropout", "weight_averaging"):
             _require(0 <= getattr(self, name) < 1, f"finetuning.{name} must lie in [0, 1)")
+        _require(self.tree_readout or not self.tree_hours, "finetuning.tree_hours needs finetuning.tree_readout: true")
+        _require(len(set(self.tree_hours)) == len(self.tree_hours), "finetuning.tree_hours names one twice")
         _require(self.max_events >= 2, "finetuning.max_events must be at least 2")
         _require(self.focal_gamma >= 0, "finetuning.focal_gamma must not be negative")
         for name in self.baselines:

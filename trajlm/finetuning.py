@@ -282,7 +282,7 @@ def _fitted_beside(work: Finetuning, model: TrajectoryModel, readout: LinearRead
     if isinstance(readout, LinearReadout):
         return fit_linear(readout, tasks, read(learnt, config.modality_dropout), tuning)
     # To trees, that something is missing tells something; what is ablated at random would blur it.
-    return fit_trees(readout, tasks, read(learnt, 0.0), tuning, work.recipe.seed)
+    return fit_trees(readout, tasks, read(learnt, 0.0), tuning, work.recipe.seed, config.tree_hours)
 
 
 def _choose_shares(work: Finetuning, model: TrajectoryModel) -> None:

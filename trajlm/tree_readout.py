@@ -1,8 +1,10 @@
-"""Gradient-boosted trees beside the network, one model for every moment of a stay (beyond the paper).
+"""Gradient-boosted trees beside the network, for every moment of a stay (beyond the paper).
 
 Trees find thresholds and pairs of values that a network needs more stays to learn. These read what is known at a
 read-out: of every feature its last value, how long ago that was and its mean so far, and the time. LightGBM grows
 them; here they are plain tensors, so a saved model needs no LightGBM and runs where the network runs.
+
+What decides late in a stay is not what decides early: forests may be grown on later read-outs alone and join there.
 
 All splits of all trees are looked at together and every one that sends a read-out to the right strikes out the leaves
 on its left; the leftmost leaf that stays is the one reached (QuickScorer, Lucchese et al. 2015).
@@ -56,7 +58,9 @@ class TreeReadout(nn.Module):
         feature, threshold, missing_left, remaining: [T, LEAVES - 1] of the splits of T trees: which input, up to what
             value to the left, whether a missing one goes there, and as bits the leaves that remain otherwise.
         value: float64[T, LEAVES] of the leaves, in order from the left.
-        task: int64[T], whose tree it is.
+        task, group: int64[T], whose tree it is, and of which group of forests.
+        starts: float32[K, G], hours since admission after which a group of a task speaks, the mean of all that do;
+            infinite where the task has no such group.
         base: float64[K], what trees are added to.
     """
 
@@ -66,6 +70,8 @@ class TreeReadout(nn.Module):
     remaining: Tensor
     value: Tensor
     task: Tensor
+    group: Tensor
+    starts: Tensor
     base: Tensor
 
     def __init__(self, features: Sequence[int], latent_width: int, tasks: int) -> None:
@@ -73,6 +79,7 @@ class TreeReadout(nn.Module):
         self.features, self.latent_width = tuple(features), latent_width
         for name, empty in as_tensors([], []).items():
             self.register_buffer(name, empty)
+        self.register_buffer("starts", torch.full((tasks, 1), -torch.inf))
         self.register_buffer("base", torch.zeros(tasks, dtype=torch.float64))
 
     @property
@@ -121,11 +128,18 @@ class TreeReadout(nn.Module):
             bits &= torch.where(left, -1, self.remaining[:, split, None])
         leaf = (torch.frexp((bits & -bits).float()).exponent - 1).long()  # the lowest bit that stands
         said = self.value.gather(1, leaf)
+        if self.starts.shape[1] > 1:
+            speaks = rows[:, 0] > self.starts[..., None]  # bool[K, G, R]
+            share = speaks / speaks.sum(dim=1, keepdim=True).clamp_min(1)
+            said = said * share[self.task, self.group]
         return self.base.expand(len(rows), -1).T.index_add(0, self.task, said).T
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """How many trees there are is only known from what is loaded."""
-        for name in ("feature", "threshold", "missing_left", "remaining", "value", "task"):
+        if prefix + "task" in state_dict and prefix + "group" not in state_dict:  # saved when there was one group alone
+            state_dict[prefix + "group"] = torch.zeros_like(state_dict[prefix + "task"])
+            state_dict[prefix + "starts"] = torch.full((len(self.base), 1), -torch.inf)
+        for name in ("feature", "threshold", "missing_left", "remaining", "value", "task", "group", "starts"):
             if prefix + name in state_dict:
                 self.set(name, state_dict[prefix + name])
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -136,52 +150,69 @@ class TreeReadout(nn.Module):
 
 
 def fit_trees(
-    trees: TreeReadout, tasks: Sequence[Task], train: Readings, tuning: Readings, seed: int
+    trees: TreeReadout,
+    tasks: Sequence[Task],
+    train: Readings,
+    tuning: Readings,
+    seed: int,
+    hours: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Grow trees for each task: cross-entropy, or squared error of standardised log(1 + hours).
 
-    DRAWS forests, each of as many trees as have the least loss on the tuning stays, and their mean. Classes are not
-    balanced, as in the regression's fit (:func:`trajlm.linear_readout.fit_linear`). A probability with one outcome
-    alone is believed as often as it was seen, counting one stay of each outcome more.
+    A group of forests is DRAWS of them, each of as many trees as have the least loss on the tuning stays, and their
+    mean. Classes are not balanced, as in the regression's fit (:func:`trajlm.linear_readout.fit_linear`). A
+    probability with one outcome alone is believed as often as it was seen, counting one stay of each outcome more.
 
     Args:
         trees: gets them.
         tasks: K fitted tasks.
         train, tuning: read-outs to grow by, and to stop by.
         seed: of the shares of features and rows that a tree sees.
+        hours: since admission; each asks for a group more, grown on the read-outs after it, which speaks after it. A
+            task that has one outcome alone there, or no tuning stay to stop by, goes without.
 
     Returns:
-        by target the number of trees and the mean of the forests' tuning losses.
+        by target the number of trees and the mean of the forests' tuning losses, of all groups and of each.
     """
-    grown: list[dict[str, Any]] = []
+    groups = [-float("inf"), *sorted(hours)]
+    grown, owners, places = list[dict[str, Any]](), list[int](), list[int]()
     told: dict[str, Any] = {"read_outs": len(train.share), "stays": train.stays, "targets": {}}
-    owners: list[int] = []
+    starts = torch.full((len(tasks), len(groups)), torch.inf)
     for k, task in enumerate(tasks):
-        own, watched = _examples(train, task, k), _examples(tuning, task, k)
-        found, loss = list[dict[str, Any]](), None
         trees.base[k] = task.shift
-        if len(np.unique(own[1])) > 1:
-            forests = [
-                _grow(task, own, watched, len(own[1]) / train.stays, DRAWS * seed + draw) for draw in range(DRAWS)
-            ]
-            found = [tree for forest, _ in forests for tree in forest]
-            losses = [each for _, each in forests if each is not None]
-            loss = float(np.mean(losses)) if losses else None
-        elif task.kind == "probability":
-            chance = (float(own[1] @ own[2]) + 1) / (float(own[2].sum()) + 2)
-            trees.base[k] += float(np.log(chance / (1 - chance)))
-        grown += found
-        owners += [k] * len(found)
-        told["targets"][task.target] = {"trees": len(found), "tuning_loss": loss}
-    for name, tensor in as_tensors(grown, owners).items():
+        by_group = []
+        for group, start in enumerate(groups):
+            own, watched = _examples(train, task, k, start), _examples(tuning, task, k, start)
+            found, loss = list[dict[str, Any]](), None
+            if len(np.unique(own[1])) > 1 and (group == 0 or len(watched[1])):
+                forests = [
+                    _grow(task, own, watched, len(own[1]) / train.stays, DRAWS * seed + draw) for draw in range(DRAWS)
+                ]
+                found = [tree for forest, _ in forests for tree in forest]
+                losses = [each for _, each in forests if each is not None]
+                loss = float(np.mean(losses)) if losses else None
+                starts[k, group] = start
+            elif group == 0 and task.kind == "probability":
+                chance = (float(own[1] @ own[2]) + 1) / (float(own[2].sum()) + 2)
+                trees.base[k] += float(np.log(chance / (1 - chance)))
+            grown += found
+            owners += [k] * len(found)
+            places += [group] * len(found)
+            by_group.append({"trees": len(found), "tuning_loss": loss})
+        of_all, *later = by_group
+        told["targets"][task.target] = of_all | (
+            {"after": {f"{start:g}": group for start, group in zip(groups[1:], later, strict=True)}} if later else {}
+        )
+    for name, tensor in as_tensors(grown, owners, places).items():
         trees.set(name, tensor)
+    trees.set("starts", starts)
     trees.value.div_(DRAWS)
     return told
 
 
-def _examples(of: Readings, task: Task, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, labels and weights of the read-outs with a usable target of task ``k``."""
-    usable = task.usable(of.targets[:, k])
+def _examples(of: Readings, task: Task, k: int, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, labels and weights of the read-outs after ``start`` with a usable target of task ``k``."""
+    usable = task.usable(of.targets[:, k]) & (of.hours > start)
     labels = task.label(of.targets[usable, k]).double()
     return of.inputs[usable].cpu().numpy(), labels.cpu().numpy(), of.share[usable].double().cpu().numpy()
 
@@ -227,8 +258,10 @@ def _told(model: Any) -> list[dict[str, Any]]:
     return [tree["tree_structure"] for tree in model.dump_model()["tree_info"]]
 
 
-def as_tensors(trees: Sequence[dict[str, Any]], owners: Sequence[int]) -> dict[str, Tensor]:
-    """Buffers of a :class:`TreeReadout` of trees as LightGBM tells them."""
+def as_tensors(
+    trees: Sequence[dict[str, Any]], owners: Sequence[int], groups: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Buffers of a :class:`TreeReadout` of trees as LightGBM tells them, their tasks and groups (all the first)."""
     shape = len(trees), LEAVES - 1
     feature, remaining = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
     threshold, missing_left = np.full(shape, np.inf, np.float32), np.ones(shape, bool)
@@ -254,8 +287,9 @@ def as_tensors(trees: Sequence[dict[str, Any]], owners: Sequence[int]) -> dict[s
             return left | walk(node["right_child"])
 
         walk(tree)
-    arrays = (feature, threshold, missing_left, remaining, value, np.asarray(owners, np.int64))
-    names = ("feature", "threshold", "missing_left", "remaining", "value", "task")
+    own = np.asarray(owners, np.int64), np.asarray([0] * len(owners) if groups is None else groups, np.int64)
+    arrays = (feature, threshold, missing_left, remaining, value, *own)
+    names = ("feature", "threshold", "missing_left", "remaining", "value", "task", "group")
     return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
 
