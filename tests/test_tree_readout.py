@@ -157,14 +157,6 @@ def test_a_task_of_one_outcome_later_goes_without_a_later_group():
     assert not torch.allclose(groups.readouts(rows)[1::2, 1], plain.readouts(rows)[1::2, 1], atol=1e-4)
 
 
-def test_trees_saved_when_there_was_one_group_are_loaded(model):
-    old = {name: t for name, t in model.trees.state_dict().items() if name not in ("group", "starts")}
-    loaded = TreeReadout(model.trees.features, model.trees.latent_width, 2)
-    loaded.load_state_dict(old)
-    batch = toy_batch(LENGTHS)
-    assert torch.equal(loaded(batch), model.trees(batch))
-
-
 def test_what_is_planted_is_found(monkeypatch):
     monkeypatch.setattr(module, "FEATURE_SHARE", 1.0)
     tasks, train = invented(1000)

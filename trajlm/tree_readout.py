@@ -136,9 +136,6 @@ class TreeReadout(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """How many trees there are is only known from what is loaded."""
-        if prefix + "task" in state_dict and prefix + "group" not in state_dict:  # saved when there was one group alone
-            state_dict[prefix + "group"] = torch.zeros_like(state_dict[prefix + "task"])
-            state_dict[prefix + "starts"] = torch.full((len(self.base), 1), -torch.inf)
         for name in ("feature", "threshold", "missing_left", "remaining", "value", "task", "group", "starts"):
             if prefix + name in state_dict:
                 self.set(name, state_dict[prefix + name])
