@@ -287,7 +287,8 @@ class FinetuningConfig:
             the tuning stays is least, and average its read-outs with the network's. False is the paper.
         tree_readout: grow gradient-boosted trees of what is known at every moment as well, as many as have the least
             loss on the tuning stays, and average their read-outs with the others'. False is the paper.
-        tree_hours: hours since admission after each of which more trees speak, grown on the read-outs from there on.
+        tree_hours: of tree_readout: hours since admission after each of which more trees speak, grown on the read-outs
+            from there on.
         dropout: on event embeddings and before the read-outs, in training.
         input_dropout: share of latents' and states' entries left out of an event, in training.
         time_encoding: add to every event an encoding of the hours since admission, or of its place in the timeline
@@ -364,7 +365,6 @@ class FinetuningConfig:
             _require(getattr(self, name) >= 0, f"finetuning.{name} must not be negative")
         for name in ("dropout", "input_dropout", "weight_averaging"):
             _require(0 <= getattr(self, name) < 1, f"finetuning.{name} must lie in [0, 1)")
-        _require(self.tree_readout or not self.tree_hours, "finetuning.tree_hours needs finetuning.tree_readout: true")
         _require(len(set(self.tree_hours)) == len(self.tree_hours), "finetuning.tree_hours names one twice")
         _require(self.max_events >= 2, "finetuning.max_events must be at least 2")
         _require(self.focal_gamma >= 0, "finetuning.focal_gamma must not be negative")
