@@ -130,7 +130,7 @@ class TreeReadout(nn.Module):
         said = self.value.gather(1, leaf)
         if self.starts.shape[1] > 1:
             speaks = rows[:, 0] > self.starts[..., None]  # bool[K, G, R]
-            share = speaks / speaks.sum(dim=1, keepdim=True).clamp_min(1)
+            share = speaks.double() / speaks.sum(dim=1, keepdim=True).clamp_min(1)
             said = said * share[self.task, self.group]
         return self.base.expand(len(rows), -1).T.index_add(0, self.task, said).T
 
