@@ -119,7 +119,7 @@ def by_time(stays: int, seed: int = 0) -> Readings:
     return replace(of, inputs=torch.cat([hours[:, None], of.inputs], dim=1), hours=hours)
 
 
-def test_a_later_group_is_of_later_read_outs_and_joins_there(monkeypatch):
+def test_a_later_group_is_of_later_read_outs_and_joins_there():
     """Before the hour as if there were none; after it the mean with forests grown on nothing but what is later."""
     tasks = invented(40)[0]
     train, tuning, fresh = by_time(300), by_time(200, seed=1), by_time(50, seed=2).inputs

@@ -16,11 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trajlm.arms import (
-    MACRO,
-    beliefs_path,
-    landmarks_of,
-)
+from trajlm.arms import MACRO, beliefs_path, landmarks_of
 from trajlm.calibration import fit_temperature, scaled
 from trajlm.compared import load_runs
 from trajlm.ensemble import mean_beliefs
@@ -51,7 +47,6 @@ POOLED_COLUMNS: dict[str, pl.DataType] = {
     "arm": pl.String(), "target": pl.String(), "landmark": pl.Float64(), "metric": pl.String(), "value": pl.Float64(),
     "low": pl.Float64(), "high": pl.Float64(), "deviation": pl.Float64(), "splits": pl.Int64(), "runs": pl.Int64(),
 }  # fmt: skip
-
 
 Key = tuple[str, str, float | None, str]  # arm, target, landmark, metric
 Draws = dict[Key, dict[str, dict[int | None, FloatArray]]]  # by split and seed: the figure, then its resamples

@@ -34,6 +34,8 @@ ROUNDS_UNTUNED = 300  # where no tuning stay has a known target
 FEATURE_SHARE, ROW_SHARE, PENALTY = 0.2, 0.5, 1.0
 CELLS_AT_ONCE = 250_000  # trees times read-outs, about what a cache holds
 
+Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, labels, weights
+
 
 def require_lightgbm(asked_by: str) -> Any:
     """The module; a TrajlmError that names what asked for it where it cannot be loaded."""
@@ -169,7 +171,8 @@ def fit_trees(
             task that has one outcome alone there, or no tuning stay to stop by, goes without.
 
     Returns:
-        by target the number of trees and the mean of the forests' tuning losses, of all groups and of each.
+        by target the number of trees and the mean of the forests' tuning losses: of the group of all moments, and
+        ``after`` each of the hours.
     """
     groups = [-float("inf"), *sorted(hours)]
     grown, owners, places = list[dict[str, Any]](), list[int](), list[int]()
@@ -182,12 +185,7 @@ def fit_trees(
             own, watched = _examples(train, task, k, start), _examples(tuning, task, k, start)
             found, loss = list[dict[str, Any]](), None
             if len(np.unique(own[1])) > 1 and (group == 0 or len(watched[1])):
-                forests = [
-                    _grow(task, own, watched, len(own[1]) / train.stays, DRAWS * seed + draw) for draw in range(DRAWS)
-                ]
-                found = [tree for forest, _ in forests for tree in forest]
-                losses = [each for _, each in forests if each is not None]
-                loss = float(np.mean(losses)) if losses else None
+                found, loss = _grow_group(task, own, watched, len(own[1]) / train.stays, seed)
                 starts[k, group] = start
             elif group == 0 and task.kind == "probability":
                 chance = (float(own[1] @ own[2]) + 1) / (float(own[2].sum()) + 2)
@@ -196,10 +194,10 @@ def fit_trees(
             owners += [k] * len(found)
             places += [group] * len(found)
             by_group.append({"trees": len(found), "tuning_loss": loss})
-        of_all, *later = by_group
-        told["targets"][task.target] = of_all | (
-            {"after": {f"{start:g}": group for start, group in zip(groups[1:], later, strict=True)}} if later else {}
-        )
+        told["targets"][task.target] = by_group[0]
+        if hours:
+            later = {f"{start:g}": of for start, of in zip(groups[1:], by_group[1:], strict=True)}
+            told["targets"][task.target]["after"] = later
     for name, tensor in as_tensors(grown, owners, places).items():
         trees.set(name, tensor)
     trees.set("starts", starts)
@@ -207,17 +205,26 @@ def fit_trees(
     return told
 
 
-def _examples(of: Readings, task: Task, k: int, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _examples(of: Readings, task: Task, k: int, start: float) -> Examples:
     """Inputs, labels and weights of the read-outs after ``start`` with a usable target of task ``k``."""
     usable = task.usable(of.targets[:, k]) & (of.hours > start)
     labels = task.label(of.targets[usable, k]).double()
     return of.inputs[usable].cpu().numpy(), labels.cpu().numpy(), of.share[usable].double().cpu().numpy()
 
 
+def _grow_group(
+    task: Task, train: Examples, tuning: Examples, readouts: float, seed: int
+) -> tuple[list[dict[str, Any]], float | None]:
+    """The trees of DRAWS forests, and the mean of their losses on the tuning stays."""
+    forests = [_grow(task, train, tuning, readouts, DRAWS * seed + draw) for draw in range(DRAWS)]
+    losses = [loss for _, loss in forests if loss is not None]
+    return [tree for forest, _ in forests for tree in forest], float(np.mean(losses)) if losses else None
+
+
 def _grow(
     task: Task,
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],
-    tuning: tuple[np.ndarray, np.ndarray, np.ndarray],
+    train: Examples,
+    tuning: Examples,
     readouts: float,
     seed: int,
 ) -> tuple[list[dict[str, Any]], float | None]:
