@@ -34,7 +34,7 @@ ROUNDS_UNTUNED = 300  # where no tuning stay has a known target
 FEATURE_SHARE, ROW_SHARE, PENALTY = 0.2, 0.5, 1.0
 CELLS_AT_ONCE = 250_000  # trees times read-outs, about what a cache holds
 
-Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, labels, weights
+Weighed = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, labels, weights
 
 
 def require_lightgbm(asked_by: str) -> Any:
@@ -205,7 +205,7 @@ def fit_trees(
     return told
 
 
-def _examples(of: Readings, task: Task, k: int, start: float) -> Examples:
+def _examples(of: Readings, task: Task, k: int, start: float) -> Weighed:
     """Inputs, labels and weights of the read-outs after ``start`` with a usable target of task ``k``."""
     usable = task.usable(of.targets[:, k]) & (of.hours > start)
     labels = task.label(of.targets[usable, k]).double()
@@ -213,7 +213,7 @@ def _examples(of: Readings, task: Task, k: int, start: float) -> Examples:
 
 
 def _grow_group(
-    task: Task, train: Examples, tuning: Examples, readouts: float, seed: int
+    task: Task, train: Weighed, tuning: Weighed, readouts: float, seed: int
 ) -> tuple[list[dict[str, Any]], float | None]:
     """The trees of DRAWS forests, and the mean of their losses on the tuning stays."""
     forests = [_grow(task, train, tuning, readouts, DRAWS * seed + draw) for draw in range(DRAWS)]
@@ -223,8 +223,8 @@ def _grow_group(
 
 def _grow(
     task: Task,
-    train: Examples,
-    tuning: Examples,
+    train: Weighed,
+    tuning: Weighed,
     readouts: float,
     seed: int,
 ) -> tuple[list[dict[str, Any]], float | None]:
