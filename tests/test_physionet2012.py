@@ -27,7 +27,7 @@ from physionet2012_example import (
 
 from trajlm.cohorts import physionet2012
 from trajlm.cohorts.physionet2012 import DEFAULT_BIN_HOURS
-from trajlm.cohorts.physionet2012_variables import CODES, FEATURES, MODALITIES, VARIABLES
+from trajlm.cohorts.physionet2012_variables import BY_CUFF, CODES, FEATURES, MODALITIES, VARIABLES
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
 
@@ -58,7 +58,7 @@ def lines() -> list[tuple[int, int, str, str, str]]:
 def expected_measurements(lines, keep) -> dict[tuple, float]:
     """What a plain loop makes of the rows of the stays that ``keep`` accepts: the last possible value of a minute.
 
-    Urine is kept in full, as the total of the minute.
+    Urine is kept in full, as the total of the minute; a pressure by cuff is the pressure, unless the line told it too.
     """
     modality_of = {name: m for m, group in VARIABLES.items() if m != "demographics" for name in group}
     found: dict[tuple, float] = {}
@@ -76,7 +76,8 @@ def expected_measurements(lines, keep) -> dict[tuple, float]:
         if low <= value <= high:
             key = (stay_id, minute, modality, name)
             found[key] = found.get(key, 0.0) + value if name == "Urine" else value
-    return found
+    by_cuff = {key: found.pop(key) for key in list(found) if key[3] in BY_CUFF}
+    return {(*key[:3], BY_CUFF[key[3]]): value for key, value in by_cuff.items()} | found
 
 
 @needs_real
@@ -214,6 +215,25 @@ def test_of_one_minute_the_last_possible_value_stands(tmp_path):
         "impossible value: MAP outside 5 to 330": 1,
         "same parameter and minute: a later row of the file stands": 1,
     }
+
+
+def test_a_pressure_is_one_feature_by_cuff_or_by_line_and_of_one_minute_the_line_stands(tmp_path):
+    rows = "01:00,SysABP,120 01:00,NISysABP,95 02:00,NISysABP,100 03:00,NIMAP,0 03:00,MAP,60 04:00,NIDiasABP,55"
+    write_release(tmp_path / "raw", {7: record(7, rows)})
+    timelines, account = run(tmp_path / "raw", tmp_path / "read")
+    assert [row[1:] for row in rows_of(timelines) if row[2] == "vitals"] == [
+        (1.0, "vitals", "SysABP", 120.0),
+        (2.0, "vitals", "SysABP", 100.0),
+        (3.0, "vitals", "MAP", 60.0),
+        (4.0, "vitals", "DiasABP", 55.0),
+    ]
+    assert account["set-a"]["reasons"] == {
+        "descriptor missing (-1)": 1,
+        "impossible value: NIMAP outside 5 to 330": 1,
+        "pressure by cuff in a minute that tells it by line too": 1,
+    }
+    (rejected,) = timelines.rejected("set-a").filter(pl.col("Parameter") == "NISysABP").to_dicts()
+    assert rejected["Value"] == "95"
 
 
 def test_rows_that_releases_are_known_to_hold_are_rejected_with_their_reason(tmp_path):

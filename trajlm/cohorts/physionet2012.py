@@ -17,6 +17,7 @@ from trajlm.cohorts.physionet2012_files import RecordSet, find_sets, read_record
 from trajlm.cohorts.physionet2012_variables import (
     ADMISSION_WEIGHT,
     AMOUNTS,
+    BY_CUFF,
     CODES,
     DESCRIPTORS,
     FEATURES,
@@ -210,7 +211,9 @@ def _screen(table: str, rows: pl.DataFrame, window_hours: float | None, ledger: 
     again = pl.struct("stay_id", "minute", "key").is_last_distinct() | pl.col("Parameter").is_in(AMOUNTS)
     rows = rows.filter(~in_range.fill_null(False))
     rows = ledger.screen(table, rows, [(f"later than the window of {window_hours} h", late)], raw)
-    return ledger.screen(table, rows, [("same parameter and minute: a later row of the file stands", ~again)], raw)
+    rows = ledger.screen(table, rows, [("same parameter and minute: a later row of the file stands", ~again)], raw)
+    doubled = parameter.is_in(BY_CUFF) & (pl.len().over("stay_id", "minute", "modality", "feature") > 1)
+    return ledger.screen(table, rows, [("pressure by cuff in a minute that tells it by line too", doubled)], raw)
 
 
 def _outcomes(source: RecordSet, ids: pl.DataFrame, ledger: RowLedger) -> tuple[pl.DataFrame, list[str]]:

@@ -75,6 +75,8 @@ VARIABLES: dict[str, dict[str, tuple[str, float, float]]] = {
         "MechVent": ("", 0, 1),
     },
 }
+# By cuff and by a line in an artery it is the same pressure. Apart, each is missing in the stays that have the other.
+BY_CUFF = {"NISysABP": "SysABP", "NIDiasABP": "DiasABP", "NIMAP": "MAP"}
 AMOUNTS = ("Urine",)  # each row is what came since the one before: rows of one time add up
 DESCRIPTORS = tuple(VARIABLES["demographics"])
 PARAMETERS = ("RecordID", *dict.fromkeys(name for group in VARIABLES.values() for name in group))
@@ -83,6 +85,7 @@ FEATURES = tuple(
     feature
     for modality, group in VARIABLES.items()
     for name, (unit, _, _) in group.items()
+    if name not in BY_CUFF
     for feature in (
         [Feature(modality, f"{name}={label}", kind="category") for label in CODES[name].values()]
         if name in CODES
@@ -97,7 +100,8 @@ def feature_table() -> pl.DataFrame:
     """Everything a row can measure: ``key, modality, feature, low, high, category``.
 
     The key is the parameter, for codes ``parameter=code`` with the code written as a float, for the weight at 00:00
-    ``ADMISSION_WEIGHT``. ``low`` and ``high`` are inclusive; ``category`` is true where the value stored is 1.
+    ``ADMISSION_WEIGHT``. ``low`` and ``high`` are inclusive; ``category`` is true where the value stored is 1. A
+    pressure by cuff is stored as the pressure that it is.
     """
     found = []
     for modality, group in VARIABLES.items():
@@ -105,5 +109,6 @@ def feature_table() -> pl.DataFrame:
             key = ADMISSION_WEIGHT if (modality, name) == ("demographics", "Weight") else name
             labels = {f"{name}={float(code)}": f"{name}={label}" for code, label in CODES.get(name, {}).items()}
             for one_key, feature in (labels or {key: name}).items():
-                found.append((one_key, modality, feature, float(low), float(high), bool(labels)))
+                stored = BY_CUFF.get(feature, feature)
+                found.append((one_key, modality, stored, float(low), float(high), bool(labels)))
     return pl.DataFrame(found, schema=["key", "modality", "feature", "low", "high", "category"], orient="row")
