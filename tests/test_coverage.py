@@ -81,17 +81,41 @@ def test_intervals_of_a_macro_mean_hold_its_true_value_where_classes_are_rare():
     assert LEAST - 0.04 <= np.mean(held) < 1
 
 
-@pytest.mark.parametrize("name", ["adaptive_calibration_error", "macro_auprc"])
-def test_reflected_intervals_hold_what_chance_raises_far_more_often_than_percentiles(name):
-    """Ten classes, half of them rare; risks of one class that are too bold."""
-    offsets, boldness = (np.array([-4.5] * 5 + [-2.2] * 5), 1.0) if name == "macro_auprc" else (np.array([-2.2]), 1.3)
-    metric = MACRO.get(name) or METRICS[name][0]
+@pytest.mark.parametrize("people", [150, 600])
+@pytest.mark.parametrize("prevalence", [0.14, 0.5])
+@pytest.mark.parametrize(("boldness", "shift"), [(1, 0), (1.3, 0), (2, 0), (1, 0.3), (1, 1)])
+def test_intervals_of_a_calibration_error_hold_its_true_value(people, prevalence, boldness, shift):
+    """Perfect beliefs, whose true error is 0, and beliefs that are too bold or too high."""
+    offset = {0.14: -2.2, 0.5: 0.0}[prevalence]
+    metric = METRICS["adaptive_calibration_error"][0]
+
+    def sample(rng: np.random.Generator, people: int) -> tuple[np.ndarray, np.ndarray]:
+        odds = 1.2 * rng.normal(size=people)
+        y = (rng.random(people) < 1 / (1 + np.exp(-odds - offset))).astype(float)
+        return y, 1 / (1 + np.exp(-boldness * odds - offset - shift))
+
+    rng = np.random.default_rng(3)
+    truth = metric(*sample(rng, 400_000)) if boldness != 1 or shift else 0.0
+    held, top = [], []
+    for i in range(100):
+        cohort = sample(rng, people)
+        low, high = bootstrap_interval(metric, *cohort, np.arange(people), 100, i)
+        held.append(low <= truth <= high)
+        top.append(high)
+    # A great error of few patients is held a little less often than the nominal 0.95.
+    assert np.mean(held) >= 0.78
+    assert np.mean(top) < truth + 2.2 / np.sqrt(people)
+
+
+def test_reflected_intervals_hold_a_macro_auprc_of_rare_classes_far_more_often_than_percentiles():
+    """Ten classes, half of them rare."""
+    offsets = np.array([-4.5] * 5 + [-2.2] * 5)
+    metric = MACRO["macro_auprc"]
 
     def sample(rng: np.random.Generator, people: int) -> tuple[np.ndarray, np.ndarray]:
         odds = 1.2 * rng.normal(size=(people, len(offsets)))
         y = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds - offsets))).astype(float)
-        b = 1 / (1 + np.exp(-boldness * odds - offsets))
-        return (y, b) if name == "macro_auprc" else (y[:, 0], b[:, 0])
+        return y, 1 / (1 + np.exp(-odds - offsets))
 
     rng = np.random.default_rng(3)
     truth = float(metric(*sample(rng, 400_000)))

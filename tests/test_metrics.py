@@ -8,6 +8,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from calibration_example import plain_gaps, plain_gaps_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -57,11 +58,7 @@ def timed(n: int = 300, seed: int = 0) -> tuple[Array, Array]:
 
 
 def plain_calibration_error(target: Array, belief: Array, bins: int = 10) -> float:
-    held: dict[int, list[int]] = {}
-    for i, b in enumerate(belief):
-        middle = (belief < b).sum() + (belief == b).sum() / 2
-        held.setdefault(min(bins - 1, math.floor(bins * middle / len(belief))), []).append(i)
-    return sum(len(i) * abs(belief[i].mean() - target[i].mean()) for i in held.values()) / len(belief)
+    return sum(abs(gap) for gap in plain_gaps(target, belief, bins))
 
 
 def plain_brier_skill(target: Array, belief: Array) -> float:
@@ -215,8 +212,8 @@ def test_interval_equals_resampling_patients_one_by_one(name: str) -> None:
     assert bootstrap_values(METRICS[name][0], target, belief, subjects, 40, 7) == close(np.array(plain))
     low, high = np.quantile(plain, [0.1, 0.9])
     if name == "adaptive_calibration_error":
-        value = PLAIN[name](target, belief)
-        low, high = max(2 * value - high, 0), min(2 * value - low, 1)
+        drawn = [plain_gaps(np.repeat(target, w), np.repeat(belief, w)) for w in weights]
+        low, high = plain_gaps_interval(plain_gaps(target, belief), drawn, 0.1)
     assert bootstrap_interval(METRICS[name][0], target, belief, subjects, 40, 7, level=0.8) == close((low, high))
 
 

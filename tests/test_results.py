@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from calibration_example import plain_gaps, plain_gaps_interval
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
 from trajlm.arms import beliefs_path, report_metrics, write_beliefs
@@ -178,6 +179,25 @@ def test_a_pooled_figure_is_the_mean_over_splits_and_seeds(made, landmark):
     values = [by_hand(made, "sequence", "contrastive", landmark, weights) for weights in drawn(made)]
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
     assert (row["splits"], row["runs"]) == (2, 4)
+
+
+def test_a_pooled_calibration_error_has_the_interval_of_the_gaps_of_all_runs(made):
+    def gaps(weights=None):
+        found = []
+        for split in SPLITS:
+            for run in runs_with(made, "sequence", split, "contrastive"):
+                at = last_beliefs(run, "sequence")
+                times = np.array([1 if weights is None else weights[p] for p in at["subject_id"]], int)
+                y, b = (np.repeat(at[f"{what}_mortality"].to_numpy(), times) for what in ("target", "belief"))
+                found += [gap / (len(SPLITS) * len(SEEDS)) for gap in plain_gaps(y, b)]
+        return found
+
+    arm = "sequence model, contrastive-tiny"
+    row = row_of(made.pool.figures(), arm, "mortality", None, "adaptive_calibration_error")
+    assert row["value"] == pytest.approx(sum(map(abs, gaps())), abs=1e-12)
+    ends = plain_gaps_interval(gaps(), [gaps(weights) for weights in drawn(made)], 0.025)
+    assert (row["low"], row["high"]) == pytest.approx(ends, abs=1e-12)
+    assert 0 <= row["low"] < row["value"] < row["high"] < 1
 
 
 def test_a_baseline_that_one_run_holds_stands_once_per_split(made):

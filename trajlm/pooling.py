@@ -27,12 +27,15 @@ from trajlm.metrics import (
     RAISED_BY_CHANCE,
     Kind,
     Metric,
+    adaptive_calibration_error,
     beliefs_at_landmark,
+    gaps_interval,
     interval_of,
     resample_weights,
 )
 from trajlm.pooled_arms import KINDS, RIVALS, GridRun, Holder, held_arms, is_sequence_title, kind_of
 from trajlm.schema import HELD_OUT, TUNING
+from trajlm.scores import calibration_gaps
 from trajlm.subgroups import STAYS
 
 FloatArray = NDArray[np.float64]
@@ -118,6 +121,14 @@ class Pool:
     @cached_property
     def draws(self) -> Draws:
         """Every pooled figure with its resamples, float[1 + resamples]; NaN where undefined."""
+        return {
+            key: {split: {seed: _figure(v) for seed, v in seeds.items()} for split, seeds in of.items()}
+            for key, of in self._drawn.items()
+        }
+
+    @cached_property
+    def _drawn(self) -> Draws:
+        """:attr:`draws`, but of a calibration error its gaps, float[1 + resamples, bins]."""
         found: Draws = {}
         for (arm, split, seed), holder in self._holders.items():
             for target, landmark, metric, values in self._figures(holder):
@@ -156,8 +167,11 @@ class Pool:
     def _resampled(self, metric: Metric, y: FloatArray, b: FloatArray, people: NDArray[np.object_]) -> FloatArray:
         names, weights = self._patients
         drawn = weights[:, np.searchsorted(names, people)]
+        gaps = metric is adaptive_calibration_error
         if not len(y):
-            return np.full(1 + self.resamples, np.nan)
+            return np.full((1 + self.resamples, 1) if gaps else 1 + self.resamples, np.nan)
+        if gaps:
+            return np.concatenate([calibration_gaps(y, b, some) for some in (np.ones((1, len(y))), drawn)])
         return np.concatenate([[metric(y, b)], metric(y, b, drawn)])
 
     def by_split(self, key: Key) -> dict[str, FloatArray]:
@@ -212,8 +226,11 @@ class Pool:
         """POOLED_COLUMNS of every arm."""
         rows = []
         for key, of in self.draws.items():
-            raised = _metric(key[3].removesuffix(SCALED)) in RAISED_BY_CHANCE
-            rows.append((*key, *self.spread(self.by_split(key), raised), self._runs(key[0], of)))
+            metric = _metric(key[3].removesuffix(SCALED))
+            value, low, high, *rest = self.spread(self.by_split(key), metric in RAISED_BY_CHANCE)
+            if metric is adaptive_calibration_error:
+                low, high = gaps_interval(_side_by_side(self._drawn[key]), len(self._patients[0]))
+            rows.append((*key, value, low, high, *rest, self._runs(key[0], of)))
         return _frame(rows)
 
     def _runs(self, arm: str, of: dict[str, dict[int | None, FloatArray]]) -> int:
@@ -251,6 +268,22 @@ class Pool:
         values = np.array([own[0] for own in of.values()])
         deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
         return float(together[0]), low, high, deviation, len(values)
+
+
+def _figure(values: FloatArray) -> FloatArray:
+    """float[1 + R] of what :attr:`Pool._drawn` holds."""
+    return np.abs(values).sum(axis=1) if values.ndim == 2 else values
+
+
+def _side_by_side(of: dict[str, dict[int | None, FloatArray]]) -> FloatArray:
+    """float[1 + R, m]: the gaps of all runs of an arm, scaled so that their absolute sum is the mean over splits.
+
+    Runs whose figure is undefined are left out, as of that mean.
+    """
+    known = [[gaps for gaps in seeds.values() if np.isfinite(gaps[0]).all()] for seeds in of.values()]
+    known = [own for own in known if own]
+    shares = [gaps / (len(known) * len(own)) for own in known for gaps in own]
+    return np.concatenate(shares, axis=1) if shares else np.full((1, 1), np.nan)
 
 
 def _metric(name: str) -> Metric:

@@ -171,6 +171,18 @@ def _bin_sums(target: FloatArray, belief: FloatArray, weights: FloatArray, bins:
     return np.stack(totals)
 
 
+def calibration_gaps(target: FloatArray, belief: FloatArray, weights: FloatArray, bins: int = 10) -> FloatArray:
+    """float[R, bins]: mean belief less observed share in each equal-mass bin, times the share of all that it holds.
+
+    Args:
+        target, belief: float[n].
+        weights: float[R, n], how often each stay counts; NaN comes where none does.
+    """
+    mass, believed, observed = _bin_sums(target, belief, weights, bins)
+    with np.errstate(invalid="ignore"):
+        return (believed - observed) / mass.sum(axis=1, keepdims=True)
+
+
 @_metric
 def adaptive_calibration_error(
     target: FloatArray, belief: FloatArray, weights: FloatArray, *, bins: int = 10
@@ -180,8 +192,7 @@ def adaptive_calibration_error(
     Even perfect beliefs score above 0 on finitely many stays, and the more so in resamples. Equal beliefs are never
     divided between bins: they go where their middle lies.
     """
-    mass, believed, observed = _bin_sums(target, belief, weights, bins)
-    return np.abs(believed - observed).sum(axis=1) / mass.sum(axis=1)
+    return np.abs(calibration_gaps(target, belief, weights, bins)).sum(axis=1)
 
 
 @_metric
