@@ -232,6 +232,7 @@ def test_a_pressure_is_one_feature_by_cuff_or_by_line_and_of_one_minute_the_line
         "impossible value: NIMAP outside 5 to 330": 1,
         "pressure by cuff in a minute that tells it by line too": 1,
     }
+    assert any("NISysABP as SysABP" in note for note in timelines.raw.notes)
     (rejected,) = timelines.rejected("set-a").filter(pl.col("Parameter") == "NISysABP").to_dicts()
     assert rejected["Value"] == "95"
 

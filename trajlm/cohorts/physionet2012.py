@@ -78,6 +78,8 @@ def read(raw: Path, settings: PrepareConfig, ledger: RowLedger, spool: Spool) ->
         raise UnexpectedInput(raw, expected="every RecordID in one set only", came=f"record {stay_id} in two sets")
     notes = [note for one in read_sets for note in one.notes]
     notes.append(f"hours_in_unit is {RECORDED_HOURS:g} for every stay: the least the release states and all it records")
+    by_cuff = ", ".join(f"{cuff} as {name}" for cuff, name in BY_CUFF.items())
+    notes.append(f"a pressure is one feature, by cuff or by a line in an artery: {by_cuff}")
     notes.append(f"{LENGTH_OF_STAY} counts days in hospital, from the outcomes file; the release has none for the unit")
     for one in read_sets:
         spool.add_measurements(one.measurements)

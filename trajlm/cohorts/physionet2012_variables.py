@@ -75,7 +75,7 @@ VARIABLES: dict[str, dict[str, tuple[str, float, float]]] = {
         "MechVent": ("", 0, 1),
     },
 }
-# By cuff and by a line in an artery it is the same pressure. Apart, each is missing in the stays that have the other.
+# By cuff and by a line in an artery it is the same pressure. Apart, each would be missing while the other is read.
 BY_CUFF = {"NISysABP": "SysABP", "NIDiasABP": "DiasABP", "NIMAP": "MAP"}
 AMOUNTS = ("Urine",)  # each row is what came since the one before: rows of one time add up
 DESCRIPTORS = tuple(VARIABLES["demographics"])
