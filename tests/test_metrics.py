@@ -217,6 +217,14 @@ def test_interval_equals_resampling_patients_one_by_one(name: str) -> None:
     assert bootstrap_interval(METRICS[name][0], target, belief, subjects, 40, 7, level=0.8) == close((low, high))
 
 
+@pytest.mark.parametrize("resamples", [1, 2, 5])
+def test_the_interval_of_a_calibration_error_holds_its_figure_however_few_resamples_there_are(resamples: int) -> None:
+    for seed in range(20):
+        target, belief = scored(40, seed)
+        low, high = bootstrap_interval(adaptive_calibration_error, target, belief, np.arange(40), resamples, seed)
+        assert 0 <= low <= adaptive_calibration_error(target, belief) <= high + 1e-12
+
+
 def test_resamples_draw_as_many_patients_and_keep_their_stays_together() -> None:
     subjects = np.array(["b", "a", "b", "c", "a", "d"])
     weights = np.concatenate(list(resample_weights(subjects, 500, 0)))

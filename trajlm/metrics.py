@@ -154,8 +154,9 @@ def gaps_interval(gaps: FloatArray, people: int, level: float = 0.95) -> tuple[f
     rarest = (1 - level) / 2
     figures = np.stack([np.abs(multiple * sample + scatter).sum(axis=1) for multiple in _MULTIPLES])
     as_great, as_small = (figures >= seen).mean(axis=1), (figures <= seen).mean(axis=1)
-    spanned = _MULTIPLES[(as_great >= rarest) & (as_small >= rarest * as_small[0])]
-    return float(min(1.0, *spanned)) * float(seen), float(max(1.0, *spanned)) * float(seen)
+    likely = (as_great >= rarest) & (as_small >= rarest * as_small[0])
+    spanned = seen * np.append(_MULTIPLES[likely], 1.0)  # of few resamples perhaps none
+    return float(spanned.min()), float(spanned.max())
 
 
 def bootstrap_interval(
