@@ -102,8 +102,8 @@ def test_intervals_of_a_calibration_error_hold_its_true_value(people, prevalence
         low, high = bootstrap_interval(metric, *cohort, np.arange(people), 100, i)
         held.append(low <= truth <= high)
         top.append(high)
-    # A great error of few patients is held a little less often than the nominal 0.95.
-    assert np.mean(held) >= 0.78
+    # A great error is held less often than the nominal 0.95.
+    assert np.mean(held) >= (LEAST if truth < 0.06 else 0.8)
     assert np.mean(top) < truth + 2.2 / np.sqrt(people)
 
 

@@ -136,7 +136,7 @@ def gaps_interval(gaps: FloatArray, people: int, level: float = 0.95) -> tuple[f
     the scatter of the resamples about the sample is added, and the interval spans those multiples to which a figure
     like the one seen is not among the rarest at either end (inversion of a test). How rare a figure so low is counts
     against how rare it is where there are no gaps (CLs; Read 2002): else a figure that is low by luck would rule out
-    every multiple.
+    every multiple. A great error is held somewhat less often than ``level`` says, since all gaps shrink together.
 
     Args:
         gaps: float[1 + resamples, m], those of the sample first; of a mean over models all theirs side by side, each
