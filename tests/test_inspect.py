@@ -270,7 +270,7 @@ def test_what_is_shown_is_what_the_model_believes_of_the_edited_stay(bench, mode
     page.fill("#add-text", "<script>document.title='ran'</script> bilateral opacities")
     bench.do(lambda: page.click("#add button[type=submit]"))
     note = Event(30.5, "radiology_note", text="<script>document.title='ran'</script> bilateral opacities")
-    order = list(model.modalities)
+    order = list(model.timelines.modalities)
     events = sorted([*changed.events, note], key=lambda e: (e.hours_since_admission, order.index(e.modality)))
     held(model.beliefs(replace(changed, events=tuple(events)))[target].to_list(), bench.shown())
     assert page.title() == "Inspect a stay"

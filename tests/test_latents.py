@@ -50,7 +50,7 @@ def test_states_are_bit_for_bit_those_of_the_events(prepared, cached, model):
         assert len(read) == int(batch.present[row].sum())
         for step, event in enumerate(read):
             expected = np.zeros(model.encoders.state_width, dtype=np.float32)
-            reader = model.readers[event.modality]
+            reader = model.timelines.inputs[event.modality]
             if reader.modality.kind == "numeric":
                 values, observed = reader.dense(
                     np.array([len(event.values)]), np.array(event.feature_ids), np.array(event.values, np.float32)

@@ -68,7 +68,7 @@ def test_an_event_has_its_own_latent_its_history_or_both():
     encoders = toy_model().encoders
     timeline = toy_timeline()
     labs = [e for e in timeline.events if e.modality == "labs"]
-    view = toy_model().readers["labs"].event_view(labs)
+    view = toy_model().timelines.inputs["labs"].event_view(labs)
     with torch.no_grad():
         own, history, both = (encoders.event_latents("labs", view, reach) for reach in REACHES)
         alone = torch.cat([encoders.encode("labs", view.single_steps().select(torch.tensor([i])))
@@ -133,7 +133,9 @@ def test_the_cache_holds_the_latents_that_a_timeline_is_given(prepared, model, t
             for index, name in enumerate(model.encoders.modalities):
                 events = [e for e in timeline.events if e.modality == name]
                 if events:
-                    expected = model.encoders.event_latents(name, model.readers[name].event_view(events), reach)
+                    expected = model.encoders.event_latents(
+                        name, model.timelines.inputs[name].event_view(events), reach
+                    )
                     mine = batch.latents[row][(batch.modality[row] == index) & batch.present[row]]
                     torch.testing.assert_close(mine, expected.detach(), rtol=1e-4, atol=1e-5)
     own = model.encoders.latent_width

@@ -242,7 +242,7 @@ def test_streaming_carries_state_between_events():
             stream.push(event)
         states.append(stream.streams._stays[0].carried["labs"].value)
         batch = model.encode_timeline(timeline_of([*history, last]))
-        alone = model.encoders.encode("labs", model.readers["labs"].event_view([last]))
+        alone = model.encoders.encode("labs", model.timelines.inputs["labs"].event_view([last]))
         assert not torch.allclose(batch.latents[0, -1], alone[0])
     assert not np.allclose(*states)
 

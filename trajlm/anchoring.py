@@ -15,7 +15,7 @@ EVENTS, READ_OUTS = slice(0, None, 2), slice(1, None, 2)
 
 def is_static(model: TrajectoryModel, batch: TrajectoryBatch) -> Tensor:
     """bool[B, S]: the events of static modalities (demographics)."""
-    static = [model.modalities[m].static for m in model.encoders.modalities]
+    static = [model.timelines.modalities[m].static for m in model.encoders.modalities]
     return torch.tensor(static, device=batch.modality.device)[batch.modality] & batch.present
 
 

@@ -201,7 +201,7 @@ def inputs_json(model: TrajectoryModel) -> str:
             "image_pixels": model.image_pixels,
             "prompt_ids": model.prompt_ids.tolist(),
             "encoded_modalities": list(model.encoders.modalities),
-            "modalities": [asdict(m) for m in model.modalities.values()],
+            "modalities": [asdict(m) for m in model.timelines.modalities.values()],
             "features": [asdict(f) for f in model.features],
         },
         indent=1,

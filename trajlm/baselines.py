@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from trajlm.belief_tables import at_landmark, belief_table
 from trajlm.checkpoint import write_text
 from trajlm.dataset import Prepared
 from trajlm.errors import TrajlmError
@@ -118,7 +119,7 @@ def tabular_beliefs(
             told.append({"landmark": landmark, "target": task.target, "stays": len(at[TRAIN].stays)}
                         | {"trials": model.trials, "chosen": model.chosen})  # fmt: skip
         for split in (TUNING, HELD_OUT):
-            beliefs = {t.target: _predict(m.predict, at[split].features) for t, m in zip(tasks, models, strict=True)}
+            beliefs = np.stack([_predict(m.predict, at[split].features) for m in models], axis=-1)
             frames.append(_frame(prepared, split, at[split], landmark, beliefs, tasks, targets))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tuning.json", json.dumps(told, indent=1))
@@ -185,19 +186,19 @@ def _frame(
     split: str,
     at: LandmarkStays,
     landmark: float | None,
-    beliefs: Mapping[str, NDArray[np.float64]],
+    beliefs: NDArray[np.float64],
     tasks: Sequence[Task],
     targets: NDArray[np.float64],
 ) -> pl.DataFrame:
-    columns: dict[str, Any] = {
-        "stay_id": prepared.stays["stay_id"].to_numpy()[at.stays],
-        "split": pl.Series([split] * len(at.stays), dtype=pl.String),
-        "landmark": pl.Series([landmark] * len(at.stays), dtype=pl.Float64),
-        "event_index": at.events - 1,
-        "hours_since_admission": _last_hours(prepared, at),
-        "modality": pl.Series(["all"] * len(at.stays), dtype=pl.String),
-    }
-    for k, task in enumerate(tasks):
-        columns[f"belief_{task.target}"] = beliefs[task.target]
-        columns[f"target_{task.target}"] = pl.Series(_targets(prepared, at, task, targets[:, k])).fill_nan(None)
-    return pl.DataFrame(columns)
+    own = [_targets(prepared, at, task, targets[:, k]) for k, task in enumerate(tasks)]
+    table = belief_table(
+        prepared.stays["stay_id"].to_numpy()[at.stays],
+        split,
+        at.events - 1,
+        _last_hours(prepared, at),
+        "all",
+        tasks,
+        beliefs,
+        np.stack(own, axis=-1),
+    )
+    return at_landmark(table, landmark)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from trajlm.arms import BASELINE_ARMS
 from trajlm.baselines import known_events, still_there
+from trajlm.belief_tables import at_landmark, belief_table
 from trajlm.checkpoint import RunFolder, write_tensors, write_text
 from trajlm.config import Recipe
 from trajlm.dataset import Prepared
@@ -32,7 +33,7 @@ from trajlm.metrics import LANDMARKS
 from trajlm.sampling import chances, importance
 from trajlm.schema import HELD_OUT, TRAIN, TUNING
 from trajlm.selection import StaySplits
-from trajlm.tasks import Task, build_tasks, stay_losses, targets_at
+from trajlm.tasks import Task, beliefs_at, build_tasks, stay_losses, targets_at
 from trajlm.training import LoopSettings, Stage, Trainer
 
 WEIGHTS, TRIALS = "model.safetensors", "tuning.json"
@@ -217,19 +218,18 @@ class FusionArm:
         stays, events = view.stays[split], view.events[split]
         batch = self._batch(view, stays)
         readouts = model.readouts(batch.to(self.accelerator.device)).cpu()
-        columns: dict[str, Any] = {
-            "stay_id": batch.stay_ids.numpy(),
-            "split": pl.Series([split] * len(stays), dtype=pl.String),
-            "landmark": pl.Series([view.landmark] * len(stays), dtype=pl.Float64),
-            "event_index": events - 1,
-            "hours_since_admission": batch.hours.numpy(),
-            "modality": pl.Series(["all"] * len(stays), dtype=pl.String),
-        }
-        targets = targets_at(_tasks(model.tasks), batch.targets, batch.hours)
-        for k, task in enumerate(_tasks(model.tasks)):
-            columns[f"belief_{task.target}"] = task.cpu().belief(readouts[:, k]).double().numpy()
-            columns[f"target_{task.target}"] = pl.Series(targets[:, k].double().numpy()).fill_nan(None)
-        return pl.DataFrame(columns)
+        tasks = [task.cpu() for task in _tasks(model.tasks)]
+        table = belief_table(
+            batch.stay_ids.numpy(),
+            split,
+            events - 1,
+            batch.hours.numpy(),
+            "all",
+            tasks,
+            beliefs_at(tasks, readouts).double().numpy(),
+            targets_at(tasks, batch.targets, batch.hours).double().numpy(),
+        )
+        return at_landmark(table, view.landmark)
 
     def _save(self, model: StaticBaseline, trials: list[dict[str, Any]], chosen: int) -> None:
         folder = self.run.path / self.arm

@@ -115,7 +115,7 @@ class BeliefStreams:
         for stay_id, event in events.items():
             self._check(stay_id, event)
         model = self.model
-        read = {s: e for s, e in events.items() if model.modalities[e.modality].static or self._room(s)}
+        read = {s: e for s, e in events.items() if model.timelines.modalities[e.modality].static or self._room(s)}
         beliefs: dict[int, dict[str, float] | None] = dict.fromkeys(events)
         if not read:
             return beliefs
@@ -166,7 +166,7 @@ class BeliefStreams:
         return seen
 
     def _view(self, name: str, stays: list[int], events: Sequence[Event]) -> _Seen:
-        reader = self.model.readers[name]
+        reader = self.model.timelines.inputs[name]
         if reader.modality.kind != "numeric":
             return _Seen(stays, reader.payload_view(events), [])
         values, observed, hours = reader.measured(events)

@@ -228,6 +228,11 @@ HOURS_IN_UNIT = "hours_in_unit"
 FITTED_AT = (0.0, 6.0, 12.0, 24.0, 48.0)  # hours since admission, for the scale of the loss alone
 
 
+def beliefs_at(tasks: Sequence[Task], readouts: Tensor) -> Tensor:
+    """float[..., K]: beliefs, probabilities or hours, from read-outs float[..., K]."""
+    return torch.stack([task.belief(readouts[..., k]) for k, task in enumerate(tasks)], dim=-1)
+
+
 def targets_at(tasks: Sequence[Task], targets: Tensor, hours: Tensor) -> Tensor:
     """float[..., K]: targets of beliefs held at float[...] hours, from the stays' targets float[..., K]."""
     return torch.stack([task.at(targets[..., k], hours) for k, task in enumerate(tasks)], dim=-1)

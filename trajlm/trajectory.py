@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
 from trajlm.backbones import hidden_width, text_config, token_embeddings, traits, use_attention
+from trajlm.belief_tables import batch_beliefs
 from trajlm.encoders.aligned import AlignedEncoders, Reach
 from trajlm.errors import TrajlmError
-from trajlm.inputs import InputReader
-from trajlm.latents import TrajectoryBatch, fits
+from trajlm.latents import TrajectoryBatch
 from trajlm.linear_readout import LinearReadout
 from trajlm.packing import SequenceReader
 from trajlm.reading import NewestFusion, Projector, WaveEncoding, counted_readouts, to_width
-from trajlm.schema import Event, FittedFeature, Modality, Timeline
-from trajlm.tasks import Task, targets_at
+from trajlm.schema import FittedFeature, Modality, Timeline
+from trajlm.tasks import Task
+from trajlm.timelines import TimelineReader
 from trajlm.tree_readout import TreeReadout
-from trajlm.views import single_events
 
 if TYPE_CHECKING:
     from trajlm.streaming import BeliefStream, BeliefStreams
@@ -179,8 +177,7 @@ class TrajectoryModel(nn.Module):
         evenly = [0.5**p for p in range(1, len(self.components))]
         shares = torch.tensor([*evenly[-1:], *evenly[::-1]] or [1.0])
         self.register_buffer("shares", shares[:, None].repeat(1, len(tasks)), persistent=len(shares) > 1)
-        self.modalities = {m.name: m for m in modalities}
-        self.readers = {m.name: InputReader(m, features, image_pixels) for m in modalities}
+        self.timelines = TimelineReader(encoders, modalities, features, image_pixels, reach, max_events)
         self.features, self.image_pixels = tuple(features), image_pixels
         self.max_events, self.bf16, self.flash = max_events, bf16, flash
         self.origin: dict[str, Any] | None = None  # settings and figures of the run it was loaded from
@@ -369,48 +366,8 @@ class TrajectoryModel(nn.Module):
         return {task.target: task.belief(readouts[..., k]) for k, task in enumerate(self.fitted_tasks)}
 
     def encode_timeline(self, timeline: Timeline) -> TrajectoryBatch:
-        """A timeline as a batch of one; events beyond ``max_events`` are left out."""
-        known = [i for i, e in enumerate(timeline.events) if e.modality in self.encoders.modalities]
-        if len(known) < len(timeline.events):
-            unread = sorted({e.modality for e in timeline.events} - set(self.encoders.modalities))
-            warnings.warn(
-                f"stay {timeline.stay_id}: the model never learned {unread}; such events are left out", stacklevel=3
-            )
-        if not known:
-            raise TrajlmError(f"stay {timeline.stay_id} has no event that the model can read")
-        latents, state = self._read([timeline.events[i] for i in known])
-        static = np.array([self.modalities[timeline.events[i].modality].static for i in known])
-        read = fits(static, self.max_events)
-        kept = [i for i, fit in zip(known, read, strict=True) if fit]
-        index = [self.encoders.modalities.index(timeline.events[i].modality) for i in kept]
-        device = self.predict.device
-        targets = [[_number(timeline.stay_value(task.column)) for task in self.fitted_tasks]]
-        return TrajectoryBatch(
-            torch.tensor([timeline.stay_id], device=device),
-            latents[torch.from_numpy(read).to(device)][None],
-            state[torch.from_numpy(read).to(device)][None],
-            torch.tensor([index], device=device),
-            torch.tensor(
-                [[timeline.events[i].hours_since_admission for i in kept]], dtype=torch.float64, device=device
-            ),
-            torch.tensor([kept], device=device),
-            torch.ones(1, len(kept), dtype=torch.bool, device=device),
-            torch.tensor(targets, dtype=torch.float32, device=device),
-        )
-
-    @torch.no_grad()
-    def _read(self, events: Sequence[Event]) -> tuple[Tensor, Tensor]:
-        """float[S, W] latents and float[S, V] carried-forward states of a stay's events."""
-        device = self.predict.device
-        latents = torch.zeros(len(events), self.encoders.event_width(self.reach), device=device)
-        state = torch.zeros(len(events), self.encoders.state_width, device=device)
-        for name in self.encoders.modalities:
-            rows = [i for i, event in enumerate(events) if event.modality == name]
-            if rows:
-                view = self.readers[name].event_view([events[i] for i in rows]).to(device)
-                latents[rows] = self.encoders.event_latents(name, view, self.reach)
-                state[rows] = self.encoders.carried_state(single_events(view))
-        return latents, state
+        """A timeline as a batch of one (:meth:`trajlm.timelines.TimelineReader.batch`)."""
+        return self.timelines.batch(timeline, self.fitted_tasks)
 
     @torch.no_grad()
     def beliefs(self, timeline: Timeline) -> pl.DataFrame:
@@ -432,22 +389,8 @@ class TrajectoryModel(nn.Module):
 
         With ``counted`` those alone that count (``readout_at``).
         """
-        stay, event = (self.counted(batch) if counted else batch.present).cpu().nonzero(as_tuple=True)
-        names = np.array(self.encoders.modalities)
-        columns: dict[str, Any] = {
-            "stay_id": batch.stay_ids.cpu()[stay].numpy(),
-            "split": pl.Series([None] * len(stay), dtype=pl.String),
-            "event_index": batch.event_index.cpu()[stay, event].numpy(),
-            "hours_since_admission": batch.hours.cpu()[stay, event].numpy(),
-            "modality": names[batch.modality.cpu()[stay, event].numpy()],
-        }
-        beliefs = self.beliefs_of(readouts)
-        own = targets_at(self.fitted_tasks, batch.targets[:, None].expand(-1, batch.hours.shape[1], -1), batch.hours)
-        for k, target in enumerate(self.targets):
-            columns[f"belief_{target}"] = beliefs[target].detach().cpu()[stay, event].double().numpy()
-            known = pl.Series(own[..., k].detach().cpu()[stay, event].double().numpy())
-            columns[f"target_{target}"] = known.fill_nan(None)
-        return pl.DataFrame(columns)
+        chosen = self.counted(batch) if counted else batch.present
+        return batch_beliefs(batch, chosen, self.encoders.modalities, self.fitted_tasks, readouts)
 
     def stream(self, saved: Path | str | None = None) -> BeliefStream:
         """Beliefs of one stay as its events arrive; ``saved`` goes on from a folder that a stream saved."""
@@ -483,7 +426,3 @@ class TrajectoryModel(nn.Module):
 
 def _head(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, 1))
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

@@ -71,7 +71,7 @@ def edited(model: TrajectoryModel, timeline: Timeline, edits: Edits) -> tuple[Ti
     events += [(f"new-{n}", _added(model, one)) for n, one in enumerate(edits.add)]
     if not events:
         raise TrajlmError(f"stay {timeline.stay_id}: no event is left")
-    order = {name: i for i, name in enumerate(model.modalities)}
+    order = {name: i for i, name in enumerate(model.timelines.modalities)}
     events.sort(key=lambda pair: (pair[1].hours_since_admission, order.get(pair[1].modality, len(order))))
     return replace(timeline, events=tuple(event for _, event in events)), [name for name, _ in events]
 
@@ -92,7 +92,7 @@ def _added(model: TrajectoryModel, one: dict[str, Any]) -> Event:
     modality, hours = one.get("modality"), _hours(one.get("hours"))
     if modality not in model.encoders.modalities:
         raise TrajlmError(f"the model never learned {modality!r}; it reads {', '.join(model.encoders.modalities)}")
-    kind = model.modalities[modality].kind
+    kind = model.timelines.modalities[modality].kind
     if kind == "image":
         raise TrajlmError("a picture cannot be added by hand")
     if kind == "text":
@@ -110,7 +110,7 @@ def _numeric(hours: float, modality: str, values: dict[int, float | None]) -> Ev
 def _values(model: TrajectoryModel, modality: str, sent: Any) -> dict[int, float | None]:
     if not isinstance(sent, dict):
         raise TrajlmError("edits: expected values as an object, feature id to number")
-    known = {feature.feature_id: feature for feature in model.readers[modality].features}
+    known = {feature.feature_id: feature for feature in model.timelines.inputs[modality].features}
     found: dict[int, float | None] = {}
     for key, value in sent.items():
         feature = known.get(_place(key))

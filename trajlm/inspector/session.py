@@ -49,9 +49,9 @@ class Session:
             "figures": {},
             "modalities": modality_styles(sorted(names)),
             "targets": [{"name": t.name, "title": t.title, "unit": t.unit, "kind": t.kind} for t in self.targets],
-            "kinds": {name: self.model.modalities[name].kind for name in names},
+            "kinds": {name: self.model.timelines.modalities[name].kind for name in names},
             "features": {
-                name: [[f.feature_id, f.name, f.unit, f.kind] for f in self.model.readers[name].features]
+                name: [[f.feature_id, f.name, f.unit, f.kind] for f in self.model.timelines.inputs[name].features]
                 for name in names
             },
         }
@@ -61,7 +61,7 @@ class Session:
             SCRIPTS,
             stays=stays,
             targets=self.targets,
-            modalities=[name for name in names if self.model.modalities[name].kind != "image"],
+            modalities=[name for name in names if self.model.timelines.modalities[name].kind != "image"],
         )
 
     def outcomes(self, stay_id: int) -> dict[str, float | None]:

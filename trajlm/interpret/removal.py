@@ -14,6 +14,7 @@ from torch import Tensor
 from trajlm.alignment import inject_missing_tokens
 from trajlm.arms import BASELINE_ARMS, SEQUENCE, paired_metrics
 from trajlm.assemble import load_trajectory_model
+from trajlm.belief_tables import belief_columns
 from trajlm.checkpoint import data_fingerprint, read_run
 from trajlm.columns import read_note
 from trajlm.dataset import load_prepared
@@ -24,7 +25,7 @@ from trajlm.latents import Latents, StaticBatch, TrajectoryBatch
 from trajlm.metrics import METRICS, Kind, bootstrap_interval
 from trajlm.schema import HELD_OUT
 from trajlm.static import StaticBaseline, load_fusion
-from trajlm.tasks import targets_at
+from trajlm.tasks import beliefs_at, targets_at
 from trajlm.trajectory import TrajectoryModel
 
 REMOVAL_COLUMNS: dict[str, pl.DataType] = {
@@ -93,13 +94,14 @@ def fusion_without(
 def _frame(
     model: TrajectoryModel, stay_ids: Tensor, removed: Sequence[str], changed: Tensor, readouts: Tensor, targets: Tensor
 ) -> pl.DataFrame:
-    columns = {"stay_id": stay_ids.cpu().numpy(), "removed": [removal_name(removed)] * len(stay_ids)}
-    frame = pl.DataFrame(columns).with_columns(pl.Series("changed", changed.cpu().numpy()))
-    for k, task in enumerate(model.fitted_tasks):
-        known = pl.Series(f"target_{task.target}", targets[:, k].cpu().double().numpy()).fill_nan(None)
-        belief = task.cpu().belief(readouts[:, k]).double().numpy()
-        frame = frame.with_columns(pl.Series(f"belief_{task.target}", belief), known)
-    return frame
+    tasks = [task.cpu() for task in model.fitted_tasks]
+    beliefs = beliefs_at(tasks, readouts).double().numpy()
+    columns = {
+        "stay_id": stay_ids.cpu().numpy(),
+        "removed": [removal_name(removed)] * len(stay_ids),
+        "changed": changed.cpu().numpy(),
+    }
+    return pl.DataFrame(columns | belief_columns(tasks, beliefs, targets.cpu().double().numpy()))
 
 
 def removal_rows(
