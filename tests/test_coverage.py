@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from trajlm.arms import MACRO
+from trajlm.gaps import drawn_gaps, gaps_interval
 from trajlm.metrics import METRICS, bootstrap_interval, bootstrap_values, paired_difference_interval
+from trajlm.scores import calibration_gaps
 
 REPEATS, PEOPLE, RESAMPLES = 150, 120, 200
 # With the true rate 0.95, fewer than 0.88 or all of 150 would be seen about once in a thousand repeats of this test;
@@ -81,30 +83,61 @@ def test_intervals_of_a_macro_mean_hold_its_true_value_where_classes_are_rare():
     assert LEAST - 0.04 <= np.mean(held) < 1
 
 
-@pytest.mark.parametrize("people", [150, 600])
-@pytest.mark.parametrize("prevalence", [0.14, 0.5])
-@pytest.mark.parametrize(("boldness", "shift"), [(1, 0), (1.3, 0), (2, 0), (1, 0.3), (1, 1)])
-def test_intervals_of_a_calibration_error_hold_its_true_value(people, prevalence, boldness, shift):
-    """Perfect beliefs, whose true error is 0, and beliefs that are too bold or too high."""
-    offset = {0.14: -2.2, 0.5: 0.0}[prevalence]
+def believed(rng: np.random.Generator, people: int, prevalence: float, wrong: tuple[float, ...]):
+    """Outcomes, and beliefs: too bold (a factor of their log odds), too high (a shift), too high in the top tenth."""
+    boldness, shift, top = wrong
+    offset = {0.01: -5.2, 0.14: -2.2, 0.5: 0.0}[prevalence]
+    odds = 1.2 * rng.normal(size=people)
+    y = (rng.random(people) < 1 / (1 + np.exp(-odds - offset))).astype(float)
+    b = 1 / (1 + np.exp(-boldness * odds - offset - shift))
+    return y, np.where(odds > 1.54, np.minimum(b + top, 1.0), b)
+
+
+WRONG = [(1, 0, 0), (1.3, 0, 0), (2, 0, 0), (1, 0.3, 0), (1, 1, 0), (1, 0, 0.25)]
+
+
+@pytest.mark.parametrize(("people", "prevalence"), [(150, 0.5), (250, 0.14), (600, 0.14), (600, 0.5)])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_intervals_of_a_calibration_error_hold_its_true_value(people, prevalence, wrong):
+    """Of perfect beliefs, whose true error is 0, and of others."""
     metric = METRICS["adaptive_calibration_error"][0]
-
-    def sample(rng: np.random.Generator, people: int) -> tuple[np.ndarray, np.ndarray]:
-        odds = 1.2 * rng.normal(size=people)
-        y = (rng.random(people) < 1 / (1 + np.exp(-odds - offset))).astype(float)
-        return y, 1 / (1 + np.exp(-boldness * odds - offset - shift))
-
     rng = np.random.default_rng(3)
-    truth = metric(*sample(rng, 400_000)) if boldness != 1 or shift else 0.0
+    truth = metric(*believed(rng, 400_000, prevalence, wrong)) if wrong != WRONG[0] else 0.0
     held, top = [], []
     for i in range(100):
-        cohort = sample(rng, people)
-        low, high = bootstrap_interval(metric, *cohort, np.arange(people), 100, i)
-        held.append(low <= truth <= high)
-        top.append(high)
-    # A great error is held less often than the nominal 0.95.
-    assert np.mean(held) >= (LEAST if truth < 0.06 else 0.8)
+        low, high = bootstrap_interval(metric, *believed(rng, people, prevalence, wrong), np.arange(people), 100, i)
+        if np.isfinite(high):  # enough deaths
+            held.append(low <= truth <= high)
+            top.append(high)
+    assert len(held) > 90
+    assert np.mean(held) >= LEAST
     assert np.mean(top) < truth + 2.2 / np.sqrt(people)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_intervals_of_a_mean_calibration_error_of_five_splits_hold_its_true_value(wrong):
+    """4,000 patients, 600 of them held out in each split."""
+    rng = np.random.default_rng(5)
+    every = np.ones((1, 400_000))
+    truth = np.abs(calibration_gaps(*believed(rng, 400_000, 0.14, wrong), every)).sum() if wrong != WRONG[0] else 0.0
+    held = []
+    for _ in range(40):
+        y, b = believed(rng, 4000, 0.14, wrong)
+        drawn, parts = rng.multinomial(4000, np.full(4000, 1 / 4000), size=120).astype(float), []
+        for _ in range(5):
+            own = rng.permutation(4000)[:600]
+            parts.append(drawn_gaps(y[own], b[own], [drawn[:, own]], 120) / 5)
+        low, high = gaps_interval(np.concatenate(parts, axis=1), 4000)
+        held.append(low <= truth <= high)
+    assert np.mean(held) >= LEAST
+
+
+def test_of_few_deaths_no_calibration_error_has_an_interval():
+    """Perfect beliefs: with no death in most bins their gaps do not scatter, and would look like true ones."""
+    rng = np.random.default_rng(6)
+    metric = METRICS["adaptive_calibration_error"][0]
+    for i in range(20):
+        assert np.isnan(bootstrap_interval(metric, *believed(rng, 150, 0.01, WRONG[0]), np.arange(150), 50, i)).all()
 
 
 def test_reflected_intervals_hold_a_macro_auprc_of_rare_classes_far_more_often_than_percentiles():

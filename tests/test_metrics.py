@@ -16,6 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from trajlm.errors import TrajlmError
+from trajlm.gaps import LEAST_OUTCOMES
 from trajlm.metrics import (
     METRICS,
     adaptive_calibration_error,
@@ -205,8 +206,8 @@ def test_calibrated_beliefs_have_less_error_than_distorted_ones() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_interval_equals_resampling_patients_one_by_one(name: str) -> None:
-    target, belief = example(name, 60)
-    subjects = np.random.default_rng(4).integers(0, 25, 60)
+    target, belief = example(name, 90)
+    subjects = np.random.default_rng(4).integers(0, 35, 90)
     weights = np.concatenate(list(resample_weights(subjects, 40, 7))).astype(int)
     plain = [PLAIN[name](np.repeat(target, w), np.repeat(belief, w)) for w in weights]
     assert bootstrap_values(METRICS[name][0], target, belief, subjects, 40, 7) == close(np.array(plain))
@@ -220,9 +221,35 @@ def test_interval_equals_resampling_patients_one_by_one(name: str) -> None:
 @pytest.mark.parametrize("resamples", [1, 2, 5])
 def test_the_interval_of_a_calibration_error_holds_its_figure_however_few_resamples_there_are(resamples: int) -> None:
     for seed in range(20):
-        target, belief = scored(40, seed)
-        low, high = bootstrap_interval(adaptive_calibration_error, target, belief, np.arange(40), resamples, seed)
+        target, belief = scored(110, seed)
+        low, high = bootstrap_interval(adaptive_calibration_error, target, belief, np.arange(110), resamples, seed)
         assert 0 <= low <= adaptive_calibration_error(target, belief) <= high + 1e-12
+
+
+def test_a_calibration_error_of_few_stays_with_an_outcome_has_no_interval() -> None:
+    belief, people = np.random.default_rng(0).random(200), np.arange(200)
+    for positives, told in ((0, False), (LEAST_OUTCOMES - 1, False), (LEAST_OUTCOMES, True),
+                            (200 - LEAST_OUTCOMES, True), (201 - LEAST_OUTCOMES, False)):  # fmt: skip
+        target = (people < positives).astype(float)
+        ends = bootstrap_interval(adaptive_calibration_error, target, belief, people, 40, 0)
+        assert np.isfinite(ends).all() == told
+        ends = paired_difference_interval(adaptive_calibration_error, target, belief, belief**2, people, 40, 0)
+        assert np.isfinite(ends).all() == told
+    for metric in (auroc, adaptive_calibration_error):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            bootstrap_interval(metric, (people < 100).astype(float), belief, people, 40, 0, level=1.5)
+
+
+def test_a_difference_of_calibration_errors_spans_what_the_intervals_of_both_leave_open() -> None:
+    target, belief = scored(300)
+    people = np.arange(300)
+    (low, high), (least, most) = (
+        bootstrap_interval(adaptive_calibration_error, target, b, people, 200, 3, level=0.975)
+        for b in (belief, belief**5)
+    )
+    ends = paired_difference_interval(adaptive_calibration_error, target, belief, belief**5, people, 200, 3)
+    assert ends == close((low - most, high - least))
+    assert ends[1] < 0, "beliefs far too low are told from good ones"
 
 
 def test_resamples_draw_as_many_patients_and_keep_their_stays_together() -> None:
@@ -345,7 +372,7 @@ def test_later_beliefs_never_change_an_earlier_landmark() -> None:
 
 
 def test_evaluate_agrees_with_the_metrics_on_the_same_rows() -> None:
-    beliefs, stays = made_run()
+    beliefs, stays = made_run(count=260)
     targets = [("mortality", "probability"), ("length", "hours")]
     table = evaluate(beliefs, stays, targets, [6.0, 48.0, None], 60, 3)
     assert table.columns == ["target", "landmark", "metric", "value", "low", "high", "stays", "positives"]
@@ -363,6 +390,8 @@ def test_undefined_figures_are_null_with_their_count() -> None:
     beliefs, stays = made_run()
     alive = beliefs.with_columns(pl.lit(0).alias("target_mortality"))
     table = evaluate(alive, stays, [("mortality", "probability")], [None], 20, 0)
+    told = table.filter(pl.col("metric") == "adaptive_calibration_error")
+    assert told.select("value", "low", "high").null_count().row(0) == (0, 1, 1)
     undefined = table.filter(pl.col("metric") != "adaptive_calibration_error")
     assert undefined.select("value", "low", "high").null_count().row(0) == (3, 3, 3)
     assert undefined["stays"].to_list() == [beliefs["stay_id"].n_unique()] * 3

@@ -12,9 +12,11 @@ import yaml
 from calibration_example import plain_gaps, plain_gaps_interval
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
+import trajlm.gaps
 from trajlm.arms import beliefs_path, report_metrics, write_beliefs
 from trajlm.config import FinetuningConfig, Recipe
 from trajlm.errors import TrajlmError
+from trajlm.gaps import gaps_interval
 from trajlm.metrics import resample_weights
 from trajlm.pooled_arms import GridRun
 from trajlm.pooling import Pool
@@ -181,7 +183,10 @@ def test_a_pooled_figure_is_the_mean_over_splits_and_seeds(made, landmark):
     assert (row["splits"], row["runs"]) == (2, 4)
 
 
-def test_a_pooled_calibration_error_has_the_interval_of_the_gaps_of_all_runs(made):
+def test_a_pooled_calibration_error_has_the_interval_of_the_gaps_of_all_runs(made, monkeypatch):
+    monkeypatch.setattr(trajlm.gaps, "LEAST_OUTCOMES", 1)
+    pool = Pool(made.pool.runs, RESAMPLES)
+
     def gaps(weights=None):
         found = []
         for split in SPLITS:
@@ -193,11 +198,36 @@ def test_a_pooled_calibration_error_has_the_interval_of_the_gaps_of_all_runs(mad
         return found
 
     arm = "sequence model, contrastive-tiny"
-    row = row_of(made.pool.figures(), arm, "mortality", None, "adaptive_calibration_error")
+    asked = arm, "mortality", None, "adaptive_calibration_error"
+    row = row_of(pool.figures(), *asked)
     assert row["value"] == pytest.approx(sum(map(abs, gaps())), abs=1e-12)
     ends = plain_gaps_interval(gaps(), [gaps(weights) for weights in drawn(made)], 0.025)
     assert (row["low"], row["high"]) == pytest.approx(ends, abs=1e-12)
-    assert 0 <= row["low"] < row["value"] < row["high"] < 1
+    assert 0 <= row["low"] < row["value"] <= row["high"] < 1
+
+
+def test_a_pooled_calibration_error_of_few_deaths_has_no_interval(made):
+    for table in (made.pool.figures(), made.pool.differences()):
+        own = table.filter(pl.col("metric").str.starts_with("adaptive_calibration_error"))
+        assert own.height > 1
+        assert own["value"].null_count() == 0
+        assert own.select("low", "high").null_count().row(0) == (own.height, own.height)
+
+
+def test_a_pooled_difference_of_calibration_errors_spans_what_the_intervals_of_both_leave_open(made, monkeypatch):
+    monkeypatch.setattr(trajlm.gaps, "LEAST_OUTCOMES", 1)
+    pool = Pool(made.pool.runs, RESAMPLES)
+    arm = "sequence model, contrastive-tiny"
+    target = next(t for t in pool.targets if t["name"] == "mortality")
+    rival = pool.best_static(target, None)
+    row = row_of(pool.differences(), arm, "mortality", None, "adaptive_calibration_error")
+    sides = []
+    for name in (arm, rival):
+        of = pool._drawn[name, "mortality", None, "adaptive_calibration_error"]
+        shares = [g / (len(of) * len(seeds)) for seeds in of.values() for g in seeds.values()]
+        sides.append(gaps_interval(np.concatenate(shares, axis=1), 30, level=0.975))
+    (low, high), (least, most) = sides
+    assert (row["low"], row["high"]) == pytest.approx((low - most, high - least), abs=1e-12)
 
 
 def test_a_baseline_that_one_run_holds_stands_once_per_split(made):

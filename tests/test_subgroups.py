@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import average_precision_score, mean_absolute_error, roc_auc_score
 
-from trajlm.metrics import auroc, resample_weights
+from trajlm.metrics import adaptive_calibration_error, auroc, resample_weights
 from trajlm.subgroups import age_band, broad, gap_interval, grouped, stay_attributes, subgroup_rows
 
 SCORES = {"auroc": roc_auc_score, "auprc": average_precision_score, "mae": mean_absolute_error}
@@ -84,6 +84,27 @@ def test_gap_intervals_cover_no_gap():
         low, high = gap_interval(auroc, y, b, rng.random(300) < 0.5, np.arange(300), 150, draw)
         held.append(low <= 0 <= high)
     assert np.mean(held) == pytest.approx(0.95, abs=0.05)
+
+
+def test_gaps_of_calibration_errors_are_not_seen_where_beliefs_are_perfect():
+    """A small group's error is raised more by chance than that of all others: no difference of the models."""
+    rng, held = np.random.default_rng(1), []
+    for draw in range(40):
+        b = rng.beta(2, 3, 600)
+        y = (rng.random(600) < b).astype(float)
+        inside = np.arange(600) < 80
+        low, high = gap_interval(adaptive_calibration_error, y, b, inside, np.arange(600), 100, draw)
+        raised = adaptive_calibration_error(y[inside], b[inside]) - adaptive_calibration_error(y[~inside], b[~inside])
+        held.append((low <= 0 <= high, low <= raised <= high, raised > 0))
+    assert np.mean(held, axis=0)[:2] == pytest.approx([1, 1], abs=0.05)
+    assert np.mean(held, axis=0)[2] > 0.9
+
+
+def test_a_real_gap_of_calibration_errors_is_told():
+    rng = np.random.default_rng(2)
+    b, inside = rng.beta(2, 3, 1200), np.arange(1200) < 400
+    y = (rng.random(1200) < np.where(inside, b / 3, b)).astype(float)
+    assert gap_interval(adaptive_calibration_error, y, b, inside, np.arange(1200), 200, 0)[0] > 0
 
 
 def test_a_group_alone_has_no_gap_and_one_outcome_no_figure():

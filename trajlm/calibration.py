@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
+from trajlm.gaps import LEAST_OUTCOMES
 from trajlm.metrics import METRICS, bootstrap_interval, reliability_curve
 
 FloatArray = NDArray[np.float64]
@@ -18,7 +19,8 @@ STEPS = 120  # of the golden section: the bracket ends far below 1e-9
 CALIBRATION_METRICS = ("adaptive_calibration_error", "brier_skill_score")
 CALIBRATION_NOTE = (
     "Scaled: log odds divided by one temperature, fitted on the tuning stays of each run. Chance raises a calibration "
-    "error; its interval allows for that and may lie below it."
+    "error; its interval allows for that, so the figure is often its upper end. With fewer than "
+    f"{LEAST_OUTCOMES} stays of either outcome there is none."
 )
 CALIBRATION_COLUMNS: dict[str, pl.DataType] = {
     "target": pl.String(), "scaling": pl.String(), "temperature": pl.Float64(), "metric": pl.String(),

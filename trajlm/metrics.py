@@ -6,7 +6,6 @@ how sure we may be of a figure.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from trajlm.errors import TrajlmError
+from trajlm.gaps import drawn_gaps, gaps_difference_interval, gaps_interval
 from trajlm.scores import (
     FloatArray,
     Metric,
@@ -24,7 +24,6 @@ from trajlm.scores import (
     auprc,
     auroc,
     brier_skill_score,
-    calibration_gaps,
     macro_auprc,
     macro_auroc,
     mae,
@@ -50,7 +49,6 @@ __all__ = [
     "brier_skill_score",
     "estimate",
     "evaluate",
-    "gaps_interval",
     "interval_of",
     "macro_auprc",
     "macro_auroc",
@@ -68,8 +66,6 @@ Kind = Literal["probability", "hours"]
 LANDMARKS: tuple[float | None, ...] = (6.0, 12.0, 24.0, 48.0, None)
 # Chance alone raises these, in a resample about as much again as in the sample: their intervals are reflected.
 RAISED_BY_CHANCE: tuple[Metric, ...] = (macro_auprc,)
-# Multiples of a sample's calibration gaps that are looked at for an interval; 0, no gaps, comes first.
-_MULTIPLES = np.concatenate([np.linspace(0, 2, 41), np.linspace(2.25, 6, 16)])
 _BLOCK = 1 << 18  # weights held at once: resamples are worked through in blocks that stay in the cache
 
 # What is reported of each kind of belief.
@@ -108,6 +104,12 @@ def bootstrap_values(
     return np.concatenate([np.empty(0), *blocks])
 
 
+def bootstrap_gaps(target: ArrayLike, belief: ArrayLike, subjects: ArrayLike, resamples: int, seed: int) -> FloatArray:
+    """:func:`drawn_gaps` of patient-level resamples."""
+    weights = resample_weights(subjects, resamples, seed)
+    return drawn_gaps(np.asarray(target, float), np.asarray(belief, float), weights, resamples)
+
+
 def interval_of(
     values: FloatArray, people: int, level: float = 0.95, about: float | None = None
 ) -> tuple[float, float]:
@@ -128,37 +130,6 @@ def interval_of(
     return float(low), float(high)
 
 
-def gaps_interval(gaps: FloatArray, people: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a calibration error, the sum of absolute gaps; it holds the figure of the sample.
-
-    Beliefs without any true gap show some in a finite sample, and in its resamples about as many again: neither
-    percentiles nor their reflection hold a true error near 0. So the gaps of the sample are taken times 0, 0.05, ... 6,
-    the scatter of the resamples about the sample is added, and the interval spans those multiples to which a figure
-    like the one seen is not among the rarest at either end (inversion of a test). How rare a figure so low is counts
-    against how rare it is where there are no gaps (CLs; Read 2002): else a figure that is low by luck would rule out
-    every multiple. A great error is held somewhat less often than ``level`` says, since all gaps shrink together.
-
-    Args:
-        gaps: float[1 + resamples, m], those of the sample first; of a mean over models all theirs side by side, each
-            over the number of models.
-        people: to draw from.
-        level: of the interval.
-
-    Returns:
-        its ends; NaN as in :func:`interval_of`.
-    """
-    sample, drawn = gaps[0], gaps[1:][np.isfinite(gaps[1:]).all(axis=1)]
-    if people < 2 or not len(drawn) or 2 * len(drawn) < len(gaps) - 1 or not np.isfinite(sample).all():
-        return float("nan"), float("nan")
-    seen, scatter = np.abs(sample).sum(), drawn - sample
-    rarest = (1 - level) / 2
-    figures = np.stack([np.abs(multiple * sample + scatter).sum(axis=1) for multiple in _MULTIPLES])
-    as_great, as_small = (figures >= seen).mean(axis=1), (figures <= seen).mean(axis=1)
-    likely = (as_great >= rarest) & (as_small >= rarest * as_small[0])
-    spanned = seen * np.append(_MULTIPLES[likely], 1.0)  # of few resamples perhaps none
-    return float(spanned.min()), float(spanned.max())
-
-
 def bootstrap_interval(
     metric: Metric,
     target: ArrayLike,
@@ -177,9 +148,7 @@ def bootstrap_interval(
     """
     people = len(np.unique(np.asarray(subjects)))
     if metric is adaptive_calibration_error and people:
-        y, b = np.asarray(target, float), np.asarray(belief, float)
-        counts = itertools.chain([np.ones((1, len(y)))], resample_weights(subjects, resamples, seed))
-        return gaps_interval(np.concatenate([calibration_gaps(y, b, some) for some in counts]), people, level)
+        return gaps_interval(bootstrap_gaps(target, belief, subjects, resamples, seed), people, level)
     values = bootstrap_values(metric, target, belief, subjects, resamples, seed)
     about = float(metric(target, belief)) if metric in RAISED_BY_CHANCE and people else None
     return interval_of(values, people, level, about)
@@ -197,11 +166,15 @@ def paired_difference_interval(
 ) -> tuple[float, float]:
     """Interval of ``metric(belief_a) - metric(belief_b)``, both on the same stays in every resample.
 
-    NaN as in :func:`bootstrap_interval`.
+    NaN as in :func:`bootstrap_interval`; of calibration errors that of :func:`gaps_difference_interval`.
     """
+    people = len(np.unique(np.asarray(subjects)))
+    if metric is adaptive_calibration_error and people:
+        gaps, others = (bootstrap_gaps(target, belief, subjects, resamples, seed) for belief in (belief_a, belief_b))
+        return gaps_difference_interval(gaps, others, people, level)
     first = bootstrap_values(metric, target, belief_a, subjects, resamples, seed)
     second = bootstrap_values(metric, target, belief_b, subjects, resamples, seed)
-    return interval_of(first - second, len(np.unique(np.asarray(subjects))), level)
+    return interval_of(first - second, people, level)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from trajlm.compared import load_runs
 from trajlm.ensemble import mean_beliefs
 from trajlm.errors import TrajlmError
 from trajlm.evidence import CHOSEN_BY
+from trajlm.gaps import drawn_gaps, gaps_difference_interval, gaps_interval
 from trajlm.metrics import (
     METRICS,
     RAISED_BY_CHANCE,
@@ -29,13 +30,11 @@ from trajlm.metrics import (
     Metric,
     adaptive_calibration_error,
     beliefs_at_landmark,
-    gaps_interval,
     interval_of,
     resample_weights,
 )
 from trajlm.pooled_arms import KINDS, RIVALS, GridRun, Holder, held_arms, is_sequence_title, kind_of
 from trajlm.schema import HELD_OUT, TUNING
-from trajlm.scores import calibration_gaps
 from trajlm.subgroups import STAYS
 
 FloatArray = NDArray[np.float64]
@@ -171,7 +170,7 @@ class Pool:
         if not len(y):
             return np.full((1 + self.resamples, 1) if gaps else 1 + self.resamples, np.nan)
         if gaps:
-            return np.concatenate([calibration_gaps(y, b, some) for some in (np.ones((1, len(y))), drawn)])
+            return drawn_gaps(y, b, [drawn], self.resamples)
         return np.concatenate([[metric(y, b)], metric(y, b, drawn)])
 
     def by_split(self, key: Key) -> dict[str, FloatArray]:
@@ -226,10 +225,9 @@ class Pool:
         """POOLED_COLUMNS of every arm."""
         rows = []
         for key, of in self.draws.items():
-            metric = _metric(key[3].removesuffix(SCALED))
-            value, low, high, *rest = self.spread(self.by_split(key), metric in RAISED_BY_CHANCE)
-            if metric is adaptive_calibration_error:
-                low, high = gaps_interval(_side_by_side(self._drawn[key]), len(self._patients[0]))
+            value, low, high, *rest = self.spread(self.by_split(key), _metric(key[3]) in RAISED_BY_CHANCE)
+            if _is_calibration_error(key):
+                low, high = gaps_interval(_side_by_side(list(self._drawn[key].values())), len(self._patients[0]))
             rows.append((*key, value, low, high, *rest, self._runs(key[0], of)))
         return _frame(rows)
 
@@ -243,7 +241,13 @@ class Pool:
         for key, of in self.draws.items():
             moved = self.difference(key)
             if is_sequence_title(key[0]) and moved:
-                rows.append((*key, *self.spread(moved), self._runs(key[0], of)))
+                value, low, high, *rest = self.spread(moved)
+                if _is_calibration_error(key):
+                    own, theirs = (
+                        _side_by_side([self._drawn[side][split] for split in moved]) for side in (key, self._rival(key))
+                    )
+                    low, high = gaps_difference_interval(own, theirs, len(self._patients[0]))
+                rows.append((*key, value, low, high, *rest, self._runs(key[0], of)))
         return _frame(rows)
 
     def difference(self, key: Key, rival: str | None = None) -> dict[str, FloatArray]:
@@ -251,12 +255,13 @@ class Pool:
 
         Empty where there is no rival; of the splits, those that have both.
         """
-        arm, name, landmark, metric = key
-        if rival is None:
-            target = next(t for t in self.targets if t["name"] == name)
-            rival = self.best_static(target, landmark, kind_of(arm))
-        theirs = {} if rival is None else self.by_split((rival, name, landmark, metric))
+        theirs = self.by_split(self._rival(key) if rival is None else (rival, *key[1:]))
         return {split: own - theirs[split] for split, own in self.by_split(key).items() if split in theirs}
+
+    def _rival(self, key: Key) -> Key:
+        """The figure that an arm's is compared with; of no arm where there is none to compare with."""
+        target = next(t for t in self.targets if t["name"] == key[1])
+        return (self.best_static(target, key[2], kind_of(key[0])) or "", *key[1:])
 
     def spread(self, of: dict[str, FloatArray], raised: bool = False) -> tuple[float, float, float, float, int]:
         """Mean over splits, its interval, deviation between splits (NaN for one), number of splits.
@@ -275,18 +280,26 @@ def _figure(values: FloatArray) -> FloatArray:
     return np.abs(values).sum(axis=1) if values.ndim == 2 else values
 
 
-def _side_by_side(of: dict[str, dict[int | None, FloatArray]]) -> FloatArray:
+def _is_calibration_error(key: Key) -> bool:
+    return _metric(key[3]) is adaptive_calibration_error
+
+
+def _side_by_side(splits: Sequence[dict[int | None, FloatArray]]) -> FloatArray:
     """float[1 + R, m]: the gaps of all runs of an arm, scaled so that their absolute sum is the mean over splits.
 
     Runs whose figure is undefined are left out, as of that mean.
+
+    Args:
+        splits: of each split its seeds' gaps float[1 + R, bins].
     """
-    known = [[gaps for gaps in seeds.values() if np.isfinite(gaps[0]).all()] for seeds in of.values()]
+    known = [[gaps for gaps in seeds.values() if np.isfinite(gaps[0]).all()] for seeds in splits]
     known = [own for own in known if own]
     shares = [gaps / (len(known) * len(own)) for own in known for gaps in own]
     return np.concatenate(shares, axis=1) if shares else np.full((1, 1), np.nan)
 
 
 def _metric(name: str) -> Metric:
+    name = name.removesuffix(SCALED)
     return METRICS[name][0] if name in METRICS else MACRO[name]
 
 

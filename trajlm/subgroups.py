@@ -14,7 +14,17 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from trajlm.dataset import Prepared
-from trajlm.metrics import METRICS, Kind, Metric, bootstrap_interval, interval_of, resample_weights
+from trajlm.gaps import gaps_difference_interval
+from trajlm.metrics import (
+    METRICS,
+    Kind,
+    Metric,
+    adaptive_calibration_error,
+    bootstrap_gaps,
+    bootstrap_interval,
+    interval_of,
+    resample_weights,
+)
 from trajlm.summaries import SummaryReader
 
 STAYS = "stays.parquet"  # in a run folder: what stay_attributes gives
@@ -106,11 +116,16 @@ def gap_interval(
 ) -> tuple[float, float]:
     """95 % interval of the metric inside a group minus outside, over resamples of all patients; NaN where undefined."""
     y, b = np.asarray(target, float), np.asarray(belief, float)
+    patients = np.asarray(subjects)
+    people = len(np.unique(patients))
+    if metric is adaptive_calibration_error:
+        own, others = (bootstrap_gaps(y[side], b[side], patients[side], resamples, seed) for side in (inside, ~inside))
+        return gaps_difference_interval(own, others, people)
     gaps = [
         metric(y[inside], b[inside], weights[:, inside]) - metric(y[~inside], b[~inside], weights[:, ~inside])
         for weights in resample_weights(subjects, resamples, seed)
     ]
-    return interval_of(np.concatenate([np.empty(0), *gaps]), len(np.unique(np.asarray(subjects))))
+    return interval_of(np.concatenate([np.empty(0), *gaps]), people)
 
 
 def subgroup_rows(
