@@ -153,11 +153,11 @@ def test_reflected_intervals_hold_a_macro_auprc_of_rare_classes_far_more_often_t
     rng = np.random.default_rng(3)
     truth = float(metric(*sample(rng, 400_000)))
     held, plain = [], []
-    for i in range(80):
+    for i in range(REPEATS):
         y, b = sample(rng, 350)
         low, high = bootstrap_interval(metric, y, b, np.arange(350), 100, i)
         held.append(low <= truth <= high)
         ends = np.quantile(bootstrap_values(metric, y, b, np.arange(350), 100, i), [0.025, 0.975])
         plain.append(ends[0] <= truth <= ends[1])
     assert np.mean(plain) < 0.6
-    assert np.mean(held) > 0.75
+    assert LEAST - 0.04 <= np.mean(held) < 1
