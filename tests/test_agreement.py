@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from test_attention_families import family
 from test_edits import labs, toy_timeline
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.interpret.agreement import agreement, disagreements, event_importance, removal_effects
 from trajlm.interpret.attention import stay_attention

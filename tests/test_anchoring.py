@@ -8,7 +8,7 @@ import pytest
 from conftest import TRAJLM, command, last_line
 from test_attention_families import family
 from test_report_browser import Watched, browser  # noqa: F401, browser is a fixture
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError

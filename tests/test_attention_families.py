@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 from test_interpret import eager_maps
-from test_trajectory import PAPER, toy_batch, toy_model
+from trajectory_example import PAPER, toy_batch, toy_model
 from transformers import AutoConfig, AutoModel
 
 from trajlm.anchoring import read_with_static_share, static_share

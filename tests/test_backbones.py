@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trajectory import timeline_of, toy_batch, toy_model
 from torch import nn
+from trajectory_example import timeline_of, toy_batch, toy_model
 from transformers import AutoConfig, AutoModel, Gemma3Config
 from transformers.utils import logging
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_trajectory import toy_model
+from trajectory_example import toy_model
 from transformers import AttentionInterface
 
 from trajlm.caches import GROUPED, attend_grouped

@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes_example import in_processes, join
 from safetensors.torch import load_file, save_file
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.checkpoint import RunFolder
 from trajlm.config import FinetuningConfig, Recipe

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_trajectory import HISTORY, PAPER, RICH, toy_model
+from trajectory_example import HISTORY, PAPER, RICH, toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import NOTHING, ablation_trajectories

@@ -2,98 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from cohort_example import Read, read_cohort
+from cohort_example import read_cohort
+from eicu_example import ANNA, BEN, FURTHER, ROW, read, reasons, values, write
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from trajlm.cohorts import eicu
 from trajlm.cohorts.eicu_lab import TESTS
-from trajlm.cohorts.eicu_medication import DRUGS, drug_feature, plain_drug_name
 from trajlm.cohorts.eicu_readings import APS_VARIABLES
 from trajlm.cohorts.eicu_units import conversion_factor
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
 from trajlm.schema import LENGTH_OF_STAY, MORTALITY
-
-FURTHER = ["vital_periodic", "vital_aperiodic", "infusion"]
-ANNA, BEN = 101, 102  # stays of the release written by hand
-
-HEADERS = {
-    "patient": "patientunitstayid,patienthealthsystemstayid,gender,age,ethnicity,hospitalid,wardid,apacheadmissiondx,"
-    "admissionheight,hospitaladmittime24,hospitaladmitoffset,hospitaladmitsource,hospitaldischargeyear,"
-    "hospitaldischargetime24,hospitaldischargeoffset,hospitaldischargelocation,hospitaldischargestatus,unittype,"
-    "unitadmittime24,unitadmitsource,unitvisitnumber,unitstaytype,admissionweight,dischargeweight,unitdischargetime24,"
-    "unitdischargeoffset,unitdischargelocation,unitdischargestatus,uniquepid",
-    "diagnosis": "diagnosisid,patientunitstayid,activeupondischarge,diagnosisoffset,diagnosisstring,icd9code,"
-    "diagnosispriority",
-    "treatment": "treatmentid,patientunitstayid,treatmentoffset,treatmentstring,activeupondischarge",
-    "medication": "medicationid,patientunitstayid,drugorderoffset,drugstartoffset,drugivadmixture,drugordercancelled,"
-    "drugname,drughiclseqno,dosage,routeadmin,frequency,loadingdose,prn,drugstopoffset,gtc",
-    "lab": "labid,patientunitstayid,labresultoffset,labtypeid,labname,labresult,labresulttext,labmeasurenamesystem,"
-    "labmeasurenameinterface,labresultrevisedoffset",
-    "apacheApsVar": "apacheapsvarid,patientunitstayid," + ",".join(APS_VARIABLES),
-    "vitalPeriodic": "vitalperiodicid,patientunitstayid,observationoffset,temperature,sao2,heartrate,respiration,cvp,"
-    "etco2,systemicsystolic,systemicdiastolic,systemicmean,pasystolic,padiastolic,pamean,st1,st2,st3,icp",
-    "vitalAperiodic": "vitalaperiodicid,patientunitstayid,observationoffset,noninvasivesystolic,noninvasivediastolic,"
-    "noninvasivemean,paop,cardiacoutput,cardiacinput,svr,svri,pvr,pvri",
-    "infusiondrug": "infusiondrugid,patientunitstayid,infusionoffset,drugname,drugrate,infusionrate,drugamount,"
-    "volumeoffluid,patientweight",
-}
-# A stay of four days in the unit, the first of five in hospital.
-STAY = {"patientunitstayid": ANNA, "patienthealthsystemstayid": 11, "gender": "Female", "age": 60,
-        "hospitaladmitoffset": -60, "hospitaldischargeyear": 2014, "hospitaldischargeoffset": 7140,
-        "hospitaldischargestatus": "Alive", "unittype": "MICU", "unitvisitnumber": 1, "unitdischargeoffset": 5760,
-        "unitdischargestatus": "Alive", "uniquepid": "002-1"}  # fmt: skip
-ROW = {
-    "diagnosis": {"patientunitstayid": ANNA, "diagnosisoffset": 30, "diagnosisstring": "renal|dialysis"},
-    "treatment": {"patientunitstayid": ANNA, "treatmentoffset": 30, "treatmentstring": "renal|dialysis"},
-    "medication": {"patientunitstayid": ANNA, "drugorderoffset": 10, "drugstartoffset": 30, "drugstopoffset": 90,
-                   "drugordercancelled": "No", "drugname": "ASPIRIN 81 MG PO CHEW", "drughiclseqno": 1820},
-    "lab": {"patientunitstayid": ANNA, "labresultoffset": 30, "labname": "sodium", "labresult": 140,
-            "labmeasurenamesystem": "mmol/L", "labresultrevisedoffset": 60},
-    "apacheApsVar": {"patientunitstayid": ANNA, **dict.fromkeys(APS_VARIABLES, -1)},
-    "vitalPeriodic": {"patientunitstayid": ANNA, "observationoffset": 30},
-    "vitalAperiodic": {"patientunitstayid": ANNA, "observationoffset": 30},
-    "infusiondrug": {"patientunitstayid": ANNA, "infusionoffset": 30, "drugname": "Propofol (ml/hr)", "drugrate": 5},
-}  # fmt: skip
-
-
-def write(folder: Path, **tables: list[dict]) -> Path:
-    """A release: for each table its rows as changes to ``ROW`` (``STAY`` for patients); one stay if none is given."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, changes in {"patient": [{}], **tables}.items():
-        header = HEADERS[name].split(",")
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, header, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**(STAY if name == "patient" else ROW[name]), **row} for row in changes)
-    return folder
-
-
-def read(raw: Path, **options) -> Read:
-    number = len(list(raw.parent.glob("read-*")))
-    return read_cohort(eicu, raw, PrepareConfig(cohort="eicu", **options), raw.parent / f"read-{number}")
-
-
-def values(result: Read, modality: str, stay: int = ANNA) -> list[tuple[float, str, float]]:
-    """(hours, feature, value) of a stay in the order spooled."""
-    rows = result.measurements.filter(pl.col("stay_id") == stay, pl.col("modality") == modality)
-    return list(rows.select("hours_since_admission", "feature", "value").iter_rows())
-
-
-def reasons(result: Read, table: str) -> dict[int, str]:
-    frame = result.rejected(table)
-    return dict(frame.select("line", "reason").iter_rows()) if frame.height else {}
 
 
 def test_the_study_cohort_is_18_to_89_years_and_12_to_720_hours_in_hospital_and_each_rule_says_what_it_costs(
@@ -265,98 +193,6 @@ def test_a_hierarchical_string_gives_every_prefix_once(tmp_path: Path, modality:
     features = [feature for feature in result.raw.features if feature.modality == modality]
     assert [feature.name for feature in features] == ["a", "a|b", "a|b|c", "a|b|d"]
     assert {(feature.kind, feature.least_share) for feature in features} == {("category", 0.25)}
-
-
-def test_a_drug_is_given_when_it_is_ordered_and_begun_and_not_when_the_order_is_cancelled(tmp_path: Path) -> None:
-    def order(ordered, start, stop, **changes) -> dict:
-        return {"drugorderoffset": ordered, "drugstartoffset": start, "drugstopoffset": stop, **changes}
-
-    raw = write(
-        tmp_path / "raw",
-        medication=[
-            order(10, 30, 90),
-            order(60, 30, 90),
-            order(-50, -30, 90),  # still runs on admission
-            order(60, -30, 90),  # the same, entered later
-            order(60, -30, -5),  # had ended, entered later
-            order(-50, -30, -5),
-            order(-50, -30, 0),  # when it stopped is not recorded: it had not by then
-            order(10, 30, 90, drugordercancelled="Yes"),
-            order(10, 30, 90, drugordercancelled="yes "),
-            order("", 30, ""),
-            order("", "", 90),
-        ],
-    )
-    result = read(raw)
-    assert [round(hours * 60) for hours, _, _ in values(result, "medication")] == [30, 60, 0]
-    assert reasons(result, "medication") == {
-        6: "before admission to the unit",
-        7: "before admission to the unit",
-        9: "cancelled order is not an administration",
-        10: "cancelled order is not an administration",
-        12: "no time",
-    }
-    paper = read(write(tmp_path / "raw", medication=[order(60, 30, 90)], lab=[{}]), paper_faithful=True)
-    assert values(paper, "medication") == [(0.5, "drugname=aspirin", 1.0)]
-    early = read(
-        write(tmp_path / "raw", medication=[order(60, -30, -5), order(-50, -30, -5)]), before_admission_hours=1
-    )
-    assert values(early, "medication") == [(1.0, "drugname=aspirin", 1.0), (0.0, "drugname=aspirin", 1.0)]
-
-
-def test_a_drug_is_named_by_its_code_and_else_by_its_name(tmp_path: Path) -> None:
-    raw = write(
-        tmp_path / "raw",
-        medication=[
-            {"drugname": "TYLENOL", "drughiclseqno": 1866, "drugstartoffset": 1, "drugorderoffset": 1},
-            {"drugname": "", "drughiclseqno": 1866, "drugstartoffset": 2, "drugorderoffset": 2},
-            {
-                "drugname": "ACETAMINOPHEN 650 MG RE SUPP",
-                "drughiclseqno": "",
-                "drugstartoffset": 3,
-                "drugorderoffset": 3,
-            },
-            {"drugname": "Unheard Of", "drughiclseqno": 999999, "drugstartoffset": 4, "drugorderoffset": 4},
-            {"drugname": "", "drughiclseqno": "", "drugstartoffset": 5, "drugorderoffset": 5},
-        ],
-    )
-    result = read(raw)
-    assert [feature for _, feature, _ in values(result, "medication")] == [
-        "drugname=acetaminophen", "drugname=acetaminophen", "drugname=acetaminophen", "drughiclseqno=999999",
-    ]  # fmt: skip
-    assert reasons(result, "medication") == {6: "names no drug"}
-
-
-def plain(*names: str | None) -> list[str | None]:
-    return (
-        pl.DataFrame({"name": names}, schema={"name": pl.String})
-        .select(plain_drug_name(pl.col("name")))["name"]
-        .to_list()
-    )
-
-
-_WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=9)
-
-
-_UNITS, _FORMS = ["MG", "mcg", "ML", "units"], ["PO TABS", "IV SOLN", "inj", "CAP"]
-_PACKAGES = ["", "5 ML VIAL : ", "1 ML  -  ", ".5 ml syr: "]
-
-
-@given(_WORD, st.integers(1, 5000), st.sampled_from(_UNITS), st.sampled_from(_FORMS), st.sampled_from(_PACKAGES))
-@hypothesis_settings(max_examples=60, deadline=None)
-def test_case_package_strength_and_form_do_not_make_another_drug(
-    name: str, strength: int, unit: str, form: str, package: str
-) -> None:
-    spelled = f"{package}{name.upper()} {strength} {unit} {form}"
-    assert plain(spelled) == plain(spelled.lower()) == plain(name)
-
-
-def test_names_of_drugs_that_hold_no_letter_name_nothing_and_listed_ones_are_plain_already() -> None:
-    assert plain(None, "", "   ", "12 : ", "***") == [None] * 5
-    assert plain(*DRUGS["drug"].to_list()) == DRUGS["drug"].to_list()
-    assert DRUGS["drughiclseqno"].is_unique().all()
-    zero = pl.DataFrame({"drugname": ["aspirin", None], "drughiclseqno": [0.0, 0.0]})
-    assert zero.select(drug_feature())["drugname"].to_list() == ["drugname=aspirin", None]
 
 
 def test_a_result_is_known_when_it_was_last_revised_and_charted_when_it_was_drawn(tmp_path: Path) -> None:
@@ -620,34 +456,6 @@ def test_a_cell_that_is_no_number_is_one_clear_error(tmp_path: Path, table: str,
 def test_a_release_without_any_stay_of_the_cohort_says_so(tmp_path: Path) -> None:
     with pytest.raises(TrajlmError, match="none of its 1 unit stays is one of the study cohort"):
         read(write(tmp_path / "raw", patient=[{"age": 5}]))
-
-
-_MINUTES = st.one_of(st.none(), st.integers(-3000, 6000))
-
-
-@given(st.lists(st.tuples(_MINUTES, _MINUTES, _MINUTES, st.sampled_from(["Yes", "No", ""])), max_size=12))
-@hypothesis_settings(max_examples=15, deadline=None)
-def test_drug_orders_are_dated_as_a_plain_loop_dates_them(orders: list[tuple]) -> None:
-    expected: list[int] = []
-    for ordered, start, stop, cancelled in orders:
-        times = [minutes for minutes in (ordered, start) if minutes is not None]
-        if cancelled == "Yes" or not times:
-            continue
-        known = max(times)
-        begun_before = start is not None and start < 0
-        if begun_before and stop is not None and stop < 0:
-            continue
-        if begun_before:
-            known = max(known, 0)
-        if 0 <= known <= 2880:
-            expected.append(known)
-    cells = ["drugorderoffset", "drugstartoffset", "drugstopoffset", "drugordercancelled"]
-    rows = [dict(zip(cells, ("" if cell is None else cell for cell in order), strict=True)) for order in orders]
-    with tempfile.TemporaryDirectory() as folder:
-        result = read(write(Path(folder) / "raw", medication=rows))
-    assert sorted(round(hours * 60) for hours, _, _ in values(result, "medication")) == sorted(set(expected))
-    assert result.account["medication"]["kept"] == len(expected)
-    assert result.account["medication"]["read"] == len(orders)
 
 
 def spoil(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:

@@ -11,9 +11,9 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from processes_example import in_processes, join
-from test_trajectory import toy_batch, toy_model
 from torch import nn
 from torch.distributed.tensor import DTensor
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.adapters import decoder_layers
 from trajlm.backbones import load_trunk

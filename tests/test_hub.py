@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from test_trajectory import FINETUNING, toy_model
+from conftest import FINETUNING
+from trajectory_example import toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune

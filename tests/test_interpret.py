@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_attention_families import family
 from test_edits import CLOSE, toy_timeline
-from test_trajectory import PAPER, RICH, toy_batch, toy_model
+from trajectory_example import PAPER, RICH, toy_batch, toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.attribution import baseline_of, integrated_gradients

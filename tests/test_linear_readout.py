@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
-from test_trajectory import RICH, toy_batch, toy_model
+from trajectory_example import RICH, toy_batch, toy_model
 
 from trajlm import finetuning
 from trajlm import linear_readout as module

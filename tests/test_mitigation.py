@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_attention_families import family
-from test_trajectory import PAPER, RICH, toy_batch, toy_model
+from trajectory_example import PAPER, RICH, toy_batch, toy_model
 
 from trajlm.anchoring import read_with_static_share
 from trajlm.config import FinetuningConfig

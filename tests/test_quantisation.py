@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_trajectory import toy_batch, toy_model
 from torch import nn
+from trajectory_example import toy_batch, toy_model
 from transformers import AutoConfig, AutoModel
 
 from trajlm.backbones import build_backbone, load_trunk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_edits import BELIEFS, CLOSE, toy_timeline
-from test_trajectory import HISTORY, RICH, WIDTH, toy_model
+from trajectory_example import HISTORY, RICH, WIDTH, toy_model
 
 from trajlm.config import EncoderConfig
 from trajlm.encoders import ENCODERS, build_encoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.assemble import build_trajectory_model
 from trajlm.backbones import build_backbone, prompt_tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_linear_readout import invented
-from test_trajectory import RICH, toy_batch, toy_model
+from trajectory_example import RICH, toy_batch, toy_model
 
 from trajlm import readings as module
 from trajlm.readings import FITTED_AT, best_shares, most_stays, newest, readings

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from report_example import TARGETS, attention_map, example_report, stay_page
-from test_trajectory import RICH, toy_model
+from trajectory_example import RICH, toy_model
 
 from trajlm.report.build import _network_counts
 from trajlm.report.figures import summary_figures

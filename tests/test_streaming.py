@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_trajectory import RICH, toy_model, with_random_beside
+from trajectory_example import RICH, toy_model, with_random_beside
 
 from trajlm.backbones import build_backbone
 from trajlm.caches import FIRST_ROOM

@@ -13,103 +13,28 @@ import yaml
 from conftest import FINETUNING
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trajectory_example import (
+    HISTORY,
+    PAPER,
+    RICH,
+    WIDTH,
+    timeline_of,
+    toy_batch,
+    toy_model,
+)
 
 from trajlm.assemble import load_trajectory_model, save_trajectory_model
-from trajlm.backbones import build_backbone
 from trajlm.config import BackboneConfig, EncoderConfig, FinetuningConfig, Recipe
-from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.errors import TrajlmError
 from trajlm.finetuning import finetune
 from trajlm.flags import parse_recipe, recipe_parser
 from trajlm.latents import TrajectoryBatch, fits
-from trajlm.schema import Event, FittedFeature, Modality, Timeline
+from trajlm.schema import Event
 from trajlm.sequence_objective import HOURS_BEFORE_RISE, SequenceObjective, random_modality
-from trajlm.tasks import build_tasks
 from trajlm.trajectory import TrajectoryModel, interleave
-from trajlm.tree_readout import as_tensors
-from trajlm.views import STATE_PARTS
 
 BELIEFS = ["belief_mortality", "belief_length_of_stay_hours"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-WIDTH = 8
-STATE = 3 * STATE_PARTS  # of each of the three laboratory features
-PAPER = {"context": "own", "inputs": "latent", "readout": "predict", "linear": False, "trees": False}
-RICH = {
-    "context": "newest",
-    "inputs": "latent_and_state",
-    "running_mean": True,
-    "readout": "predict_and_event",
-    "linear": True,
-    "trees": True,
-}
-HISTORY = RICH | {"reach": "both"}
-
-
-def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "none", **options) -> TrajectoryModel:
-    """A model of random weights that reads two numeric modalities (one static) and notes; ``RICH`` unless told."""
-    torch.manual_seed(0)
-    options = RICH | options
-    modalities = [
-        Modality("age", "numeric", static=True),
-        Modality("labs", "numeric"),
-        Modality("note", "text"),
-    ]
-    features = [FittedFeature("age", "age", feature_id=0)]
-    features += [FittedFeature("labs", f"lab{i}", feature_id=1 + i, mean=0.5 * i, std=1.0 + i) for i in range(3)]
-    tasks = build_tasks(["mortality", "length_of_stay"])
-    tasks[0].fit(torch.tensor([0.0, 0.0, 1.0]))
-    tasks[1].fit(torch.tensor([24.0, 48.0, 99.0]))
-    encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=WIDTH, hidden_width=16))
-    backbone = build_backbone(BackboneConfig(name=name, tuning=tuning, quantisation=quantisation))
-    model = TrajectoryModel(encoders, backbone, tasks, modalities, features, 16, **options).eval()
-    return with_random_beside(model)
-
-
-def with_random_beside(model: TrajectoryModel) -> TrajectoryModel:
-    """The same model; a regression and trees that were never fitted would tell nothing."""
-    if model.linear is not None:
-        for weight in model.linear.buffers():
-            weight.copy_(0.1 * torch.randn(weight.shape))
-    if model.trees is not None:
-        grown = [random_tree(model.trees.width) for _ in range(12)]
-        for name, tensor in as_tensors(grown, [i % len(model.targets) for i in range(12)]).items():
-            model.trees.set(name, tensor)
-    return model
-
-
-def random_tree(inputs: int, depth: int = 3) -> dict:
-    """As LightGBM tells a tree."""
-    if depth == 0:
-        return {"leaf_value": float(torch.randn(()))}
-    return {
-        "split_feature": int(torch.randint(inputs, ())),
-        "threshold": float(torch.randn(())),
-        "default_left": bool(torch.rand(()) < 0.5),
-        "missing_type": "NaN",
-        "left_child": random_tree(inputs, depth - 1),
-        "right_child": random_tree(inputs, depth - int(torch.randint(1, depth + 1, ()))),
-    }
-
-
-def toy_batch(lengths: list[int], seed: int = 0) -> TrajectoryBatch:
-    """Random latents; every timeline opens with a static event, padding holds what the contract asks for."""
-    random = np.random.default_rng(seed)
-    b, s = len(lengths), max(lengths)
-    present = torch.arange(s)[None] < torch.tensor(lengths)[:, None]
-    modality = torch.from_numpy(random.integers(1, 3, (b, s)))
-    modality[:, 0] = 0
-    hours = torch.from_numpy(np.sort(random.uniform(0, 48, (b, s)), axis=1))
-    hours[:, 0] = 0
-    return TrajectoryBatch(
-        stay_ids=torch.arange(b),
-        latents=torch.from_numpy(random.normal(size=(b, s, WIDTH)).astype(np.float32)) * present[..., None],
-        state=torch.from_numpy(random.normal(size=(b, s, STATE)).astype(np.float32)) * present[..., None],
-        modality=modality * present,
-        hours=hours * present,
-        event_index=torch.arange(s).expand(b, s) * present,
-        present=present,
-        targets=torch.tensor([[float(i % 2), 24.0 + 10 * i] for i in range(b)]),
-    )
 
 
 def busy_stays(prepared, beliefs, count: int = 3) -> list[int]:
@@ -245,10 +170,6 @@ def test_streaming_carries_state_between_events():
         alone = model.encoders.encode("labs", model.timelines.inputs["labs"].event_view([last]))
         assert not torch.allclose(batch.latents[0, -1], alone[0])
     assert not np.allclose(*states)
-
-
-def timeline_of(events, **targets) -> Timeline:
-    return Timeline(1, "p", "held_out", 50.0, {"mortality": 1, "length_of_stay_hours": None, **targets}, tuple(events))
 
 
 def test_beliefs_of_a_timeline_are_those_of_the_run(prepared, beliefs, model):

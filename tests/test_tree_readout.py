@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_linear_readout import invented
-from test_trajectory import RICH, random_tree, toy_batch, toy_model
+from trajectory_example import RICH, random_tree, toy_batch, toy_model
 
 from trajlm import tree_readout as module
 from trajlm.errors import TrajlmError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FINETUNING, TRAJLM, command, last_line
 from test_edits import toy_timeline
-from test_trajectory import toy_batch, toy_model
+from trajectory_example import toy_batch, toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import cohort_ablation

@@ -9,7 +9,7 @@ import pytest
 import torch
 from processes_example import in_processes, join
 from test_engines import VARIANTS, objective_of
-from test_trajectory import toy_batch
+from trajectory_example import toy_batch
 
 from trajlm.backbones import load_trunk
 from trajlm.checkpoint import Checkpoints
