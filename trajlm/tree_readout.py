@@ -32,7 +32,7 @@ ROUNDS, STOP_AFTER, RATE = 800, 60, 0.03
 DRAWS = 4  # forests whose mean is read: a few hundred trees of a few thousand stays are a matter of chance
 ROUNDS_UNTUNED = 300  # where no tuning stay has a known target
 FEATURE_SHARE, ROW_SHARE, PENALTY = 0.2, 0.5, 1.0
-CELLS_AT_ONCE = 250_000  # trees times read-outs, about what a cache holds
+CELLS_AT_ONCE = 500_000  # trees times read-outs, about what a cache holds
 
 Weighed = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, labels, weights
 
@@ -117,17 +117,25 @@ class TreeReadout(nn.Module):
 
     def readouts(self, rows: Tensor) -> Tensor:
         """float64[R, K] of float32[R, I]."""
+        if not len(rows):
+            return self.base.expand(0, -1)
         size = max(1, CELLS_AT_ONCE // max(1, len(self.task)))
-        return torch.cat([self._readouts(some) for some in rows.split(size)]) if len(rows) else self.base.expand(0, -1)
+        column = self.feature + torch.where(self.missing_left, 0, rows.shape[1])
+        splits = [of.T[..., None].contiguous() for of in (column, self.threshold, self.remaining.short())]
+        return torch.cat([self._readouts(some, *splits) for some in rows.detach().split(size)])
 
-    def _readouts(self, rows: Tensor) -> Tensor:
+    def _readouts(self, rows: Tensor, column: Tensor, threshold: Tensor, remaining: Tensor) -> Tensor:
+        """Of a block; splits are [LEAVES - 1, T, 1]. The loop is most of a model's work: its buffers are written over."""
         below, above = rows.T.nan_to_num(-torch.inf, torch.inf, -torch.inf), rows.T.nan_to_num(torch.inf)
         both = torch.cat([below, above])  # where missing ones go left, and where they go right
-        column = self.feature + torch.where(self.missing_left, 0, rows.shape[1])
-        bits = torch.full((len(self.task), len(rows)), -1, dtype=self.remaining.dtype, device=rows.device)
+        shape, device = (len(self.task), len(rows)), rows.device
+        value, left = torch.empty(shape, device=device), torch.empty(shape, dtype=torch.bool, device=device)
+        bits = torch.full(shape, -1, dtype=remaining.dtype, device=device)
+        kept = torch.empty_like(bits)
         for split in range(LEAVES - 1):
-            left = both[column[:, split]] <= self.threshold[:, split, None]
-            bits &= torch.where(left, -1, self.remaining[:, split, None])
+            torch.index_select(both, 0, column[split, :, 0], out=value)
+            torch.le(value, threshold[split], out=left)
+            bits &= kept.copy_(left).neg_().bitwise_or_(remaining[split])  # all leaves, where it goes left
         leaf = (torch.frexp((bits & -bits).float()).exponent - 1).long()  # the lowest bit that stands
         said = self.value.gather(1, leaf)
         if self.starts.shape[1] > 1:
