@@ -125,7 +125,7 @@ class TreeReadout(nn.Module):
         return torch.cat([self._readouts(some, *splits) for some in rows.detach().split(size)])
 
     def _readouts(self, rows: Tensor, column: Tensor, threshold: Tensor, remaining: Tensor) -> Tensor:
-        """Of a block; splits are [LEAVES - 1, T, 1]. The loop is most of a model's work: its buffers are written over."""
+        """Of a block; splits are [LEAVES - 1, T, 1]. The loop takes the time: its buffers are written over."""
         below, above = rows.T.nan_to_num(-torch.inf, torch.inf, -torch.inf), rows.T.nan_to_num(torch.inf)
         both = torch.cat([below, above])  # where missing ones go left, and where they go right
         shape, device = (len(self.task), len(rows)), rows.device
