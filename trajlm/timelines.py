@@ -25,7 +25,6 @@ class TimelineReader:
         encoders: frozen ones; batches are on their device.
         modalities, features, image_pixels: of that folder.
         reach: what an event's latent tells of (:meth:`AlignedEncoders.event_latents`).
-        max_events: longest timeline (:func:`trajlm.latents.fits`).
 
     Attributes:
         modalities: by name.
@@ -39,16 +38,16 @@ class TimelineReader:
         features: Sequence[FittedFeature],
         image_pixels: int,
         reach: Reach,
-        max_events: int,
     ) -> None:
-        self._encoders, self._reach, self._max_events = encoders, reach, max_events
+        self._encoders, self._reach = encoders, reach
         self.modalities = {m.name: m for m in modalities}
         self.inputs = {m.name: InputReader(m, features, image_pixels) for m in modalities}
 
-    def batch(self, timeline: Timeline, tasks: Sequence[Task]) -> TrajectoryBatch:
+    def batch(self, timeline: Timeline, tasks: Sequence[Task], max_events: int) -> TrajectoryBatch:
         """A timeline as a batch of one, with the targets of these tasks.
 
-        Events beyond ``max_events`` are left out, as are, with a warning, those of modalities that no encoder knows.
+        Events beyond ``max_events`` are left out (:func:`trajlm.latents.fits`), as are, with a warning, those of
+        modalities that no encoder knows.
 
         Raises:
             TrajlmError: nothing is left to read.
@@ -64,7 +63,7 @@ class TimelineReader:
             raise TrajlmError(f"stay {timeline.stay_id} has no event that the model can read")
         latents, state = self._read([timeline.events[i] for i in known])
         device = latents.device
-        read = fits(np.array([self.modalities[timeline.events[i].modality].static for i in known]), self._max_events)
+        read = fits(np.array([self.modalities[timeline.events[i].modality].static for i in known]), max_events)
         kept = [i for i, fit in zip(known, read, strict=True) if fit]
         rows = torch.from_numpy(read).to(device)
         hours = [timeline.events[i].hours_since_admission for i in kept]

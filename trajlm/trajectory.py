@@ -177,7 +177,7 @@ class TrajectoryModel(nn.Module):
         evenly = [0.5**p for p in range(1, len(self.components))]
         shares = torch.tensor([*evenly[-1:], *evenly[::-1]] or [1.0])
         self.register_buffer("shares", shares[:, None].repeat(1, len(tasks)), persistent=len(shares) > 1)
-        self.timelines = TimelineReader(encoders, modalities, features, image_pixels, reach, max_events)
+        self.timelines = TimelineReader(encoders, modalities, features, image_pixels, reach)
         self.features, self.image_pixels = tuple(features), image_pixels
         self.max_events, self.bf16, self.flash = max_events, bf16, flash
         self.origin: dict[str, Any] | None = None  # settings and figures of the run it was loaded from
@@ -367,7 +367,7 @@ class TrajectoryModel(nn.Module):
 
     def encode_timeline(self, timeline: Timeline) -> TrajectoryBatch:
         """A timeline as a batch of one (:meth:`trajlm.timelines.TimelineReader.batch`)."""
-        return self.timelines.batch(timeline, self.fitted_tasks)
+        return self.timelines.batch(timeline, self.fitted_tasks, self.max_events)
 
     @torch.no_grad()
     def beliefs(self, timeline: Timeline) -> pl.DataFrame:
