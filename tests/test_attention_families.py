@@ -50,7 +50,7 @@ def family(name: str, **settings: Any) -> TrajectoryModel:
         for weight in (p for n, p in trunk.named_parameters() if p.ndim == 2 and ("q_proj" in n or "qkv" in n)):
             weight.mul_(20)
     toy = toy_model(**PAPER)
-    parts = (toy.fitted_tasks, list(toy.modalities.values()), toy.features, 16)
+    parts = (toy.fitted_tasks, list(toy.timelines.modalities.values()), toy.features, 16)
     return TrajectoryModel(toy.encoders, trunk, *parts, **PAPER).eval()
 
 
