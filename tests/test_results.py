@@ -442,6 +442,10 @@ def test_the_page(made, tmp_path):
     page = (tmp_path / "docs" / "results.md").read_text()
     table = pl.read_csv(tmp_path / "docs" / "results.csv", schema_overrides={"landmark": pl.Float64})
     assert set(table["what"]) == {"value", "difference"}
+    written = row_of(
+        table.filter(pl.col("what") == "value"), "logistic regression (summary features)", "mortality", None, "auroc"
+    )
+    assert written["value"] == pytest.approx(by_hand(made, "logistic", None, None), abs=1e-12), "no figure is rounded"
     row = row_of(
         table.filter(pl.col("what") == "difference"), "sequence model, contrastive-tiny", "mortality", None, "auroc"
     )

@@ -81,7 +81,7 @@ def results(folders: Sequence[Path], out: Path) -> None:
     for grid in grids:
         shutil.copytree(grid.folder / SPLIT_FOLDER, out.parent / SPLIT_FOLDER / grid.name, dirs_exist_ok=True)
     told = [frame.select(pl.lit(name).alias("grid"), pl.all()) for name, frame in zip(names, frames, strict=True)]
-    write_text(table, pl.concat(told).write_csv(float_precision=6))
+    write_text(table, pl.concat(told).write_csv())
     write_text(out, "\n".join([HEAD.format(command=command, table=table.name), *sections]))
 
 
