@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ _HOMES = {
 }
 
 __all__ = ["Event", "Timeline", "TrajectoryModel", "load_prepared", "masked_global_alignment_loss"]
+
+
+# Where the package `kernels` is installed, bitsandbytes (imported) and some models of transformers (built) fetch native
+# code from a hub and run it. None in its place makes them take their own, as where it is not installed.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advises to install it, at each start
 
 
 def __getattr__(name: str) -> Any:
