@@ -93,6 +93,27 @@ def test_another_grid_does_not_pass_for_done(ran, grid):
     assert "was made by another grid or recipe" in last_line(refused)
 
 
+def test_a_baseline_added_to_a_grid_costs_that_baseline_alone(prepared_folder, tmp_path):
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    few = GRID | {"data": str(prepared_folder), "seeds": [0], "encoders": ["scratch"], "baselines": ["logistic"]}
+    path.write_text(yaml.safe_dump(few))
+    command(*TRAJLM, "experiment", path, "--out", out)
+    run = out / "split-given" / "scratch-tiny-seed-0"
+    trained = (run / "trajectory.safetensors").stat().st_mtime_ns
+    path.write_text(yaml.safe_dump(few | {"baselines": ["mlp", "logistic"], "ensembles": ["mlp"]}))
+    again = command(*TRAJLM, "experiment", path, "--out", out)
+    assert "is done already" not in again.stdout
+    assert (run / "trajectory.safetensors").stat().st_mtime_ns == trained
+    arms = set(pl.read_csv(out / "summary.csv", schema_overrides={"landmark": pl.Float64})["arm"])
+    assert "static MLP (late fusion), scratch" in arms
+    assert any("averaged" in arm for arm in arms)
+    assert "is done already" in command(*TRAJLM, "experiment", path, "--out", out).stdout
+    path.write_text(yaml.safe_dump(few))
+    assert "was made by another grid or recipe" in last_line(
+        command(*TRAJLM, "experiment", path, "--out", out, check=False)
+    )
+
+
 def test_a_stage_that_fails_is_named_and_the_rest_waits(grid):
     out = grid.parent / "wrong"
     for start in GRID["encoders"]:

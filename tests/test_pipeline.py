@@ -218,6 +218,32 @@ def test_a_finished_run_is_left_as_it_is(run, encoders_run, prepared_folder):
     assert digests(run) == before
 
 
+def test_a_finished_run_takes_more_baselines(run, encoders_run, prepared_folder, tmp_path):
+    """It then holds what a run holds that had all of them from the start; nothing is trained twice, nor taken away."""
+    out = tmp_path / "run"
+    same = ["finetune.py", *FINETUNING, "--data", prepared_folder, "--encoders", encoders_run, "--out", out]
+    fewer = ["--finetuning.baselines", "[]", "--finetuning.ensembles", "[]"]
+    command(*same, *fewer)
+    before, whole = json.loads((out / "metrics.json").read_text()), json.loads((run / "metrics.json").read_text())
+    assert set(before["arms"]["held_out"]) < set(whole["arms"]["held_out"])
+    trained = [(out / name, (out / name).stat().st_mtime_ns) for name in ("trajectory.safetensors", "shares.json")]
+    killed(tmp_path, "trajlm.checkpoint:RunFolder.log", "before", 1, *same)
+    assert not (out / "metrics.json").exists()  # it does not pass for finished meanwhile
+    command(*same)
+    changing = ("log.jsonl", "environment.json", "config.yaml", "README.md")
+    assert digests(out, without=changing) == digests(run, without=changing)
+    assert all(path.stat().st_mtime_ns == time for path, time in trained)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(log) == len((run / "log.jsonl").read_text().splitlines()) + 1  # it was finished twice
+    facts = json.loads((out / "environment.json").read_text())
+    assert [set(by) for by in facts["grown_by"]] == [
+        {"versions", "hardware", "command", "seed", "git_commit", "inputs_sha256"}
+    ]
+    refused = command(*same, *fewer, check=False)
+    assert refused.returncode == 2
+    assert "was made with finetuning.baselines = ['mlp'" in last_line(refused)
+
+
 def test_other_settings_or_other_data_are_refused_by_name(run, encoders_run, prepared_folder, tmp_path):
     same = ["finetune.py", *FINETUNING, "--encoders", encoders_run, "--out", run]
     other = command(*same, "--data", prepared_folder, "--finetuning.learning_rate", 0.5, check=False)

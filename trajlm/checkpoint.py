@@ -108,8 +108,14 @@ def environment(seed: int, inputs: dict[str, str]) -> dict[str, Any]:
     }
 
 
+# Of these a run may be given more later: what it holds already stays as it is.
+GROWING = ("recipe.finetuning.baselines", "recipe.finetuning.ensembles")
+
+
 class RunFolder:
     """One run on disk. Opening a folder that another recipe or other inputs made is an error.
+
+    A recipe that asks for all that the folder's did and for more ``GROWING`` makes a finished run an unfinished one.
 
     Args:
         path: the folder.
@@ -136,21 +142,33 @@ class RunFolder:
                 write_text(self.path / "config.yaml", yaml.safe_dump(identity, sort_keys=False))
             except OSError as error:
                 raise TrajlmError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from error
-        else:
-            self._check_same(identity)
+        elif self._grows(identity) and main:
+            self._grow(identity, environment(recipe.seed, inputs))
         if main and not (self.path / "environment.json").exists():
             write_text(self.path / "environment.json", json.dumps(environment(recipe.seed, inputs), indent=1))
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
+    def _grows(self, identity: dict[str, Any]) -> bool:
+        """Whether more is asked for than the folder was made for; an error where it is not more, but something else."""
         before = yaml.safe_load((self.path / "config.yaml").read_text())
         old, new = _flatten(before), _flatten(identity)
         moved = {"recipe.data", "recipe.out", "recipe.encoders"}  # the hashes of what lies there are compared instead
-        for key in sorted((set(old) | set(new)) - moved):
-            if old.get(key) != new.get(key):
+        changed = sorted(key for key in (set(old) | set(new)) - moved if old.get(key) != new.get(key))
+        for key in changed:
+            if key not in GROWING or not set(old.get(key) or ()) < set(new.get(key) or ()):
                 raise TrajlmError(
                     f"{self.path} was made with {key.removeprefix('recipe.')} = {old.get(key)!r}, now it is "
                     f"{new.get(key)!r}; choose another --out, or delete the folder to start again"
                 )
+        return bool(changed)
+
+    def _grow(self, identity: dict[str, Any], made_by: dict[str, Any]) -> None:
+        """Take the larger recipe; the metrics go first, so that a kill between two lines leaves a run to go on with."""
+        (self.path / "metrics.json").unlink(missing_ok=True)
+        path = self.path / "environment.json"
+        if path.exists():
+            facts = json.loads(path.read_text())
+            write_text(path, json.dumps(facts | {"grown_by": [*facts.get("grown_by", []), made_by]}, indent=1))
+        write_text(self.path / "config.yaml", yaml.safe_dump(identity, sort_keys=False))
 
     @property
     def finished(self) -> bool:
@@ -178,7 +196,7 @@ class RunFolder:
         facts = json.loads(path.read_text())
         self.log(event="finished")
         facts["seconds"] = round(_seconds(self.read_log()), 1)
-        facts["peak_memory_gb"] = round(peak_memory_gb(), 2)
+        facts["peak_memory_gb"] = max(round(peak_memory_gb(), 2), facts.get("peak_memory_gb", 0.0))
         write_text(path, json.dumps(facts, indent=1))
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)

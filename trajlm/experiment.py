@@ -40,6 +40,7 @@ DONE, RECORD = GRID_DONE, GRID_RECORD
 SPLIT_FOLDER = "splits"  # of a grid's out: split-S.csv.gz, as `trajlm prepare --splits` takes them
 # Sections of a recipe that stages of a level do not read: preparation, pretraining, fine-tuning.
 LATER = ({"encoder", "pretraining", "backbone", "finetuning"}, {"backbone", "finetuning"}, set[str]())
+ADDED = ("--finetuning.baselines", "--finetuning.ensembles")  # of these a finished run takes more
 SEEDLESS = ("logistic", "severity")  # baselines that draw nothing at random
 
 
@@ -59,9 +60,23 @@ class Stage:
     @property
     def identity(self) -> str:
         """Digest of the command and of what it reads of the recipe."""
+        return self._digest(self.command)
+
+    def _digest(self, command: Sequence[str]) -> str:
         recipe = yaml.safe_load(Path(self.reads).read_text()) or {}
         read = {name: value for name, value in recipe.items() if name not in LATER[self.level]}
-        return hashlib.sha256(json.dumps([*self.command, read], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([*command, read], sort_keys=True).encode()).hexdigest()
+
+    def adds_to(self, identity: str) -> bool:
+        """Whether a stage of this identity did the same but for some of the baselines: fine-tuning adds what lacks."""
+        places = [self.command.index(flag) + 1 for flag in ADDED if flag in self.command]
+        for lists in itertools.product(*(_choices(json.loads(self.command[place])) for place in places)):
+            command = list(self.command)
+            for place, chosen in zip(places, lists, strict=True):
+                command[place] = json.dumps(chosen)
+            if self._digest(command) == identity:
+                return True
+        return False
 
 
 def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
@@ -152,6 +167,12 @@ def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict
     return baseline, variant, start if arm.startswith("static_") else "", "" if seedless else str(seed)
 
 
+def _choices(names: Sequence[str]) -> list[list[str]]:
+    """Every choice of some of the names, all and none among them, in their order."""
+    kept = itertools.product((True, False), repeat=len(names))
+    return [list(itertools.compress(names, choice)) for choice in kept]
+
+
 def _stage(grid: Grid, out: str, command: list[str], level: int) -> Stage:
     return Stage(out, tuple(command), grid.recipe, level)
 
@@ -198,7 +219,7 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     stages, runs = plan(grid, out)
     with locked(out):
         done = _done(out)
-        require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if s.out not in done])
+        require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if done.get(s.out) != s.identity])
         work = _Work(out, len(stages), done)
         for stage in stages:
             work.check(stage)
@@ -238,9 +259,14 @@ class _Work:
         self._lock = Lock()
 
     def check(self, stage: Stage) -> None:
-        """Refuse a folder that another grid or recipe made."""
+        """Refuse a folder that another grid or recipe made; one that lacks baselines alone is not done."""
         before = self._done.get(stage.out)
-        if before is not None and before != stage.identity:
+        if before is None or before == stage.identity:
+            return
+        if stage.adds_to(before):
+            del self._done[stage.out]
+            self._note()
+        else:
             raise TrajlmError(
                 f"{self._out / stage.out} was made by another grid or recipe; choose another --out, or delete that "
                 "folder"
@@ -256,7 +282,10 @@ class _Work:
             _run(stage, self._out)
             with self._lock:
                 self._done[stage.out] = stage.identity
-                write_text(self._out / DONE, json.dumps(self._done, indent=1))
+                self._note()
+
+    def _note(self) -> None:
+        write_text(self._out / DONE, json.dumps(self._done, indent=1))
 
 
 def _done(out: Path) -> dict[str, str]:

@@ -86,7 +86,10 @@ class Finetuning:
 
 
 def finetune(recipe: Recipe) -> Path:
-    """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder."""
+    """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder.
+
+    One that is asked for more baselines or ensembles than it has is given those; the others stay as they are.
+    """
     if recipe.data is None or recipe.out is None:
         raise TrajlmError("fine-tuning needs --data PREPARED and --out RUN")
     chosen_tracker(recipe.tracker)
@@ -122,6 +125,7 @@ def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -
     if splits_moments(accelerator):
         require_splittable_moments(recipe)
     run = RunFolder(out, "finetuning", recipe, inputs, accelerator.is_main_process)
+    accelerator.wait_for_everyone()  # the main process may just have taken more baselines: all see it unfinished
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")
         return run.path
@@ -138,7 +142,7 @@ def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -
             prepared, encoders, splits.all, run.path / "latents_known", key, accelerator.main_process_first
         )
         arms = train_baselines(work, known)
-        arms = train_sequence(work, encoders) | arms
+        arms = (_sequence_told(work) or train_sequence(work, encoders)) | arms
     if run.main:
         _conclude(work, arms | ensembles(work, arms))
     accelerator.wait_for_everyone()
@@ -197,6 +201,15 @@ def _backbone_rate_factor(recipe: Recipe) -> float:
     if config.backbone_learning_rate is not None:
         return config.backbone_learning_rate / config.learning_rate
     return 1.0 if starts_at_random(recipe.backbone) else 0.25
+
+
+def _sequence_told(work: Finetuning) -> dict[str, pl.DataFrame]:
+    """Beliefs of the sequence model and of its network alone, where the run holds them; else none."""
+    config = work.recipe.finetuning
+    arms = [SEQUENCE, NETWORK] if config.linear_readout or config.tree_readout else [SEQUENCE]
+    paths = {arm: beliefs_path(work.run.path, arm) for arm in arms}
+    told = {arm: pl.read_parquet(path) for arm, path in paths.items() if path.exists()}
+    return told if len(told) == len(paths) else {}
 
 
 def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> dict[str, pl.DataFrame]:

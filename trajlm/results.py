@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,15 +203,22 @@ def standing(low: float | None, high: float | None, metric: str) -> str:
 def about(grid: Found) -> str:
     """Release, command, machine, versions and cost, as the runs' own files tell them."""
     facts = [json.loads((run.path / "environment.json").read_text()) for run in grid.runs]
-    machines = _listed(f"{fact['hardware']['cpu_count']} cores, {fact['hardware']['device']}" for fact in facts)
-    versions = _listed(f"Python {fact['versions']['python']}, torch {fact['versions']['torch']}" for fact in facts)
-    commits = _listed(str(fact["git_commit"])[:12] for fact in facts)
+    machines = _listed(_made(fact, lambda by: "{cpu_count} cores, {device}".format(**by["hardware"])) for fact in facts)
+    versions = _listed(
+        _made(fact, lambda by: "Python {python}, torch {torch}".format(**by["versions"])) for fact in facts
+    )
+    commits = _listed(_made(fact, lambda by: str(by["git_commit"])[:12]) for fact in facts)
     hours, memory = sum(fact["seconds"] for fact in facts) / 3600, max(fact["peak_memory_gb"] for fact in facts)
     manifest = Path(read_run(grid.runs[0].path)["recipe"]["data"]) / "manifest.json"
     release = json.loads(manifest.read_text())["release"] + ". " if manifest.is_file() else ""
     cost = f"{len(facts)} fine-tuning runs, {hours:.1f} hours of them together, at most {memory:.1f} GB"
     asked = _asked(grid.record["grid"])
     return f"    {grid.record['command']}\n\n{release}{asked}{cost}; {machines}; {versions}; commit {commits}."
+
+
+def _made(fact: dict[str, Any], tell: Callable[[dict[str, Any]], str]) -> str:
+    """What is to be told of a run's environment, and of those in which it was later given more baselines."""
+    return ", more arms by ".join(dict.fromkeys(tell(by) for by in [fact, *fact.get("grown_by", [])]))
 
 
 def _asked(grid: dict[str, Any]) -> str:
