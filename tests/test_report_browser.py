@@ -399,6 +399,16 @@ def test_two_runs_stand_side_by_side(browser, tmp_path):
     assert page.get_attribute("#against", "aria-pressed") == "false"
     assert "scratch" not in {name for name, _, _ in watched.belief()}
     assert page.is_hidden("#attention-against-plot")
+    # Alone it has all the room, and one scale.
+    parts = "document.querySelectorAll('#attention-plot, #attention-plot .main-svg')"
+    widths = f"[...{parts}].map(part => part.getBoundingClientRect().width)"
+    assert len(set(page.evaluate(widths))) == 1
+    titles = "document.getElementById('attention-plot').textContent.split('share of the row').length - 1"
+    assert page.evaluate(titles) == 1
+    page.click("#against")
+    assert len(set(page.evaluate(widths))) == 1
+    assert page.evaluate(titles) == 1
+    page.click("#against")
     page.click("nav a[href='#anchoring']")
     assert "The same of scratch" in watched.text("#anchoring")
     assert "This run minus scratch" in watched.text("#anchoring")

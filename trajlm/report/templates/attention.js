@@ -5,6 +5,7 @@ trajlm.attentionMap = (plot, { rowsWanted = () => "all" } = {}) => {
   const LOWEST_SHARE = { short: 1e-3, long: 1e-4 };
   const COLORS = trajlm.shared.attention_colors;
   const seen = new WeakMap();
+  let drawnAt = null;
 
   function unpack(map) {
     if (!seen.has(map)) {
@@ -83,6 +84,9 @@ trajlm.attentionMap = (plot, { rowsWanted = () => "all" } = {}) => {
         ...(narrow ? { orientation: "h", y: 1.01, yanchor: "bottom", x: 0.5, len: 1, tickangle: 0 } : { len: 0.6, y: 1, yanchor: "top" }),
       },
     };
+    // Plotly would keep the width of before, and of a bar that turns, its old labels.
+    if (drawnAt !== null && drawnAt !== width) Plotly.purge(plot);
+    drawnAt = width;
     trajlm.draw(plot, [trace], layout, file);
     plot.removeAllListeners("plotly_relayout");
     plot.on("plotly_relayout", (change) => {
