@@ -418,7 +418,8 @@ def test_two_runs_stand_side_by_side(browser, tmp_path):
 
 def test_what_interventions_find_stands_beside_attention(browser, tmp_path):
     stay = stay_page(1001, 24)
-    found = importance(stay.attention, np.random.default_rng(0))
+    # Effects far below a point, as cutting off has: its axis tells a scale all the same.
+    found = importance(stay.attention, np.random.default_rng(0)).with_columns(pl.col("knock_out") * 1e-4)
     page = write_report(example_report([replace(stay, importance={"mortality": found})]), tmp_path, figures=())
     watched = Watched(browser, page)
     said = disagreement(found)
@@ -435,6 +436,11 @@ def test_what_interventions_find_stands_beside_attention(browser, tmp_path):
                                   ".map(t => Array.from(t.y))")  # fmt: skip
     assert drawn[0] == pytest.approx([100 * v for v in found["attention"]], abs=1e-3)
     assert drawn[1] == pytest.approx([-100 * v for v in found["removal"]], abs=1e-3)
+    for row in range(4):
+        ticks = watched.page.query_selector_all(f"#importance .y{row + 1 if row else ''}tick text")
+        told = [float(tick.text_content().replace("−", "-").removesuffix("%")) for tick in ticks]
+        assert len(told) in (2, 3, 4, 5)
+        assert 0.4 < max(map(abs, told)) / max(map(abs, drawn[row])) <= 1
     watched.page.click("#importance tbody tr:first-child button")
     assert watched.event() == f"EVENT {first['event_index'] + 1} OF 24"
     assert cells[2] in watched.text("#event [data-part=effects]")

@@ -31,6 +31,17 @@ trajlm.importance = (root, { onPick = () => {} } = {}) => {
       + `an event does (with cutting it off ${rank(said.knock_out)}, with its attribution ${rank(said.attribution)}; below 0.30 counts as disagreement). ${same}`;
   }
 
+  // Zero and one or two steps of 1, 2 or 5 on either side. Plotly's own may be zero alone, which tells no scale.
+  function ticks(values, unit) {
+    const [least, greatest] = [Math.min(0, ...values), Math.max(0, ...values)];
+    const most = Math.max(-least, greatest);
+    if (most === 0) return { tickvals: [0], ticktext: [`0${unit}`] };
+    const power = 10 ** Math.floor(Math.log10(most));
+    const step = power * [5, 2, 1].find((factor) => factor * power <= most || factor === 1);
+    const tickvals = [-2, -1, 0, 1, 2].map((i) => i * step).filter((at) => at >= least && at <= greatest);
+    return { tickvals, ticktext: tickvals.map((at) => `${Number(at.toPrecision(1))}${unit}`.replace("-", "−")) };
+  }
+
   function figure(stay, target, found) {
     const rows = known(found);
     const places = found.event.map((event) => stay.trajectory.event.indexOf(event));
@@ -45,8 +56,8 @@ trajlm.importance = (root, { onPick = () => {} } = {}) => {
       const size = found.event.length > 300 ? 4 : 7;
       const values = found[name].map((value) => scaled(name, target, value));
       layout[`yaxis${row ? row + 1 : ""}`] = merged(trajlm.shared.layout.yaxis, {
-        domain: [top - share * 0.72, top - share * 0.1], zeroline: true, zerolinecolor: MUTED, zerolinewidth: 1, ticksuffix: name === "attention" ? "%" : "", nticks: 4, anchor: "x",
-        rangemode: "tozero",
+        domain: [top - share * 0.72, top - share * 0.1], zeroline: true, zerolinecolor: MUTED, zerolinewidth: 1, anchor: "x", rangemode: "tozero",
+        ...ticks(values, name === "attention" ? "%" : ""),
       });
       layout.annotations.push({ text: safe(title) + (name === "attention" ? "" : ` (${target.kind === "probability" ? "points" : target.unit})`), x: 0, xref: "paper", y: top - share * 0.1,
         yref: "paper", yanchor: "bottom", xanchor: "left", showarrow: false, font: { size: 12, color: MUTED } });
