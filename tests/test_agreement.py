@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -24,9 +26,21 @@ def test_removal_effects_are_those_of_single_removals():
     with torch.no_grad():
         whole = float(last_beliefs(model, model(batch), batch)["mortality"])
         for event, effect in enumerate(found):
-            one = Ablation("x", events=(event,), how="missing_token").apply(model, batch)
+            one = Ablation("x", events=(event,)).apply(model, batch)
             belief = float(last_beliefs(model, model(one), one)["mortality"])
             assert effect == pytest.approx(belief - whole, abs=1e-6)
+        *_, before, last = model.belief_frame(batch, model(batch).readouts)["belief_mortality"]
+    assert found[-1] == pytest.approx(before - last, abs=1e-6)
+
+
+def test_the_removal_of_all_there_is_shows_its_token():
+    model = toy_model()
+    batch = model.encode_timeline(replace(toy_timeline(1), events=toy_timeline(1).events[:1]))
+    token = Ablation("x", how="missing_token").apply(model, batch)
+    with torch.no_grad():
+        whole, belief = (float(last_beliefs(model, model(b), b)["mortality"]) for b in (batch, token))
+    assert removal_effects(model, batch, "mortality") == pytest.approx([belief - whole], abs=1e-6)
+    assert belief != whole
 
 
 def test_events_of_one_modality_and_hour_go_together():
@@ -37,7 +51,7 @@ def test_events_of_one_modality_and_hour_go_together():
     pair = [first, first + 1]
     batch.hours[0, first] = batch.hours[0, first + 1]
     found = removal_effects(model, batch, "mortality")
-    both = Ablation("x", events=tuple(pair), how="missing_token").apply(model, batch)
+    both = Ablation("x", events=tuple(pair)).apply(model, batch)
     with torch.no_grad():
         whole, belief = (float(last_beliefs(model, model(b), b)["mortality"]) for b in (batch, both))
     assert found[pair] == pytest.approx([belief - whole] * 2, abs=1e-6)

@@ -106,6 +106,23 @@ def test_a_replaced_event_keeps_its_place_and_shows_its_token():
     torch.testing.assert_close(found.latents[0, rest], expected.latents[0], **CLOSE)
 
 
+@pytest.mark.parametrize("reading", [PAPER, RICH, HISTORY])
+def test_a_replaced_event_knows_what_was_carried_to_its_hour(reading):
+    """As an event that measures something else then would carry it, were the ablated one not there."""
+    model, timeline = toy_model(**reading), toy_timeline(3)
+    batch, place = model.encode_timeline(timeline), labs(timeline)[-1]
+    found = Ablation("x", events=(place,), how="missing_token").apply(model, batch).state[0, place]
+    last = timeline.events[place]
+    other = next(i for i in (1, 2, 3) if i not in last.feature_ids)
+    events = [*timeline.events]
+    events[place] = replace(last, feature_ids=(other,), values=(0.0,))
+    beside = model.encode_timeline(replace(timeline, events=tuple(events))).state[0, place]
+    parts = beside.unflatten(0, (4, -1))
+    own = [i for i in range(parts.shape[1]) if (parts[2, i] != 0) | (parts[1, i] == 0)]
+    torch.testing.assert_close(found.unflatten(0, (4, -1))[:, own], parts[:, own], **CLOSE)
+    assert found.any()
+
+
 def test_an_ablation_chooses_what_meets_every_condition():
     model, timeline = toy_model(), toy_timeline()
     batch = model.encode_timeline(timeline)

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from trajlm.errors import TrajlmError
 from trajlm.interpret.attention import event_attention, shown_layer, stay_attention
 from trajlm.interpret.attribution import IncompleteAttributionError, integrated_gradients
-from trajlm.interpret.edits import ablate, stacked
+from trajlm.interpret.edits import How, ablate, stacked
 from trajlm.interpret.interventions import TOGETHER, event_rows, knock_out_effects, last_beliefs
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
@@ -25,16 +25,18 @@ LEAST = 0.3  # rank correlation with the removals under which attention is said 
 
 @torch.no_grad()
 def removal_effects(model: TrajectoryModel, batch: TrajectoryBatch, target: str) -> np.ndarray:
-    """float64[S]: how far the last belief of one timeline moves when each event shows its missing token instead.
+    """float64[S]: how far the last belief of one timeline moves when each event had never been recorded.
 
-    What the event measured is forgotten by later states too (:func:`trajlm.interpret.edits.ablate`). Events of a
-    modality at the same hour go together, as the state cannot tell which measured what: each has their common effect.
+    Later states know older values instead (:func:`trajlm.interpret.edits.ablate`); without the last event the last
+    belief is that before it. Events of a modality at the same hour go together, as the state cannot tell which measured
+    what: each has their common effect. Where these are the whole stay they show their missing token.
     """
     whole = last_beliefs(model, model(batch), batch)[target]
     found = []
     together = (batch.modality[0, :, None] == batch.modality[0]) & (batch.hours[0, :, None] == batch.hours[0])
     for part in together.split(TOGETHER):
-        versions = stacked([ablate(model, batch, chosen[None], "missing_token") for chosen in part])
+        hows: list[How] = ["missing_token" if chosen.all() else "removed" for chosen in part]
+        versions = stacked([ablate(model, batch, gone[None], how) for gone, how in zip(part, hows, strict=True)])
         found.append(last_beliefs(model, model(versions), versions)[target] - whole)
     return torch.cat(found).cpu().double().numpy()
 

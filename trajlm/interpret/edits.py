@@ -35,7 +35,7 @@ class Ablation:
         events: ``event_index`` of the events; None is any.
         hours: (first, last) hours since admission, both included; None is any time.
         how: removed closes the gap; missing_token leaves the event's place and hour and shows its modality's missing
-            token there.
+            token there, with what the events left had carried forward by then.
         carried: forgotten takes the events' values out of what later events carry forward; kept leaves them known.
     """
 
@@ -95,27 +95,25 @@ def ablate(
     if how == "removed":
         return batch.keep(~chosen)
     tokens = model.encoders.missing_latents(model.reach)[batch.modality]
-    return replace(
-        batch,
-        latents=torch.where(chosen[..., None], tokens, batch.latents),
-        state=batch.state.masked_fill(chosen[..., None], 0.0),
-    )
+    state = batch.state.masked_fill(chosen[..., None], 0.0) if carried == "kept" else batch.state
+    return replace(batch, latents=torch.where(chosen[..., None], tokens, batch.latents), state=state)
 
 
 def _forget(model: TrajectoryModel, batch: TrajectoryBatch, chosen: Tensor) -> TrajectoryBatch:
-    """Later states and latents as they would be without the chosen events."""
+    """States and later latents as they would be without the chosen events; those at the chosen ones as of that hour."""
     latents, state = batch.latents.clone(), batch.state.clone()
     for index, name in enumerate(model.encoders.modalities):
         own = (batch.modality == index) & batch.present
         features = model.encoders.features[name]
         if features and (own & chosen).any():
             _check_ties(batch, own, chosen, index, name)
-            # Stays that lose nothing, or everything, of this modality are left as they are.
-            read = (own & ~chosen) & (own & chosen).any(dim=1, keepdim=True)
+            # Stays that lose nothing of this modality are left as they are.
+            lost = own & (own & chosen).any(dim=1, keepdim=True)
+            read = lost & ~chosen
+            known, view = _recarried(batch, own, read, features)
+            state[..., : known.shape[-1]] = torch.where(lost[..., None], known, state[..., : known.shape[-1]])
             if read.any():
-                view = _recarried(batch, own, read, features)
                 latents[read] = model.encoders.event_latents(name, view, model.reach).to(latents.dtype)
-                state[read] = model.encoders.carried_state(view.single_steps()).to(state.dtype)
     return replace(batch, latents=latents, state=state)
 
 
@@ -133,8 +131,12 @@ def _check_ties(batch: TrajectoryBatch, own: Tensor, chosen: Tensor, index: int,
         )
 
 
-def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> NumericView:
-    """The stays with events of ``kept`` bool[B, S], as series of these events alone and of what they carry forward."""
+def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int) -> tuple[Tensor, NumericView]:
+    """What the events of ``kept`` bool[B, S] carry forward, and the stays with such events as series of these alone.
+
+    The first is float[B, S, 4 F] by each event's hour, of F features as in :class:`TrajectoryBatch`; zero where nothing
+    was observed.
+    """
     value, ever, since, _ = batch.state[..., : STATE_PARTS * features].split(features, dim=-1)
     # An event measured what it carries with an age of exactly zero.
     observed = (ever > 0) & (since == 0) & own[..., None]
@@ -149,6 +151,8 @@ def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int)
     mean = (total / counted.cumsum(dim=1).clamp_min(1)).to(value.dtype)
     state = torch.cat([values, known.to(value.dtype), age, mean], dim=-1)
     stays = kept.any(dim=1)
+    if not stays.any():
+        return state, NumericView(*(part[stays] for part in (values, observed, state, batch.hours.float(), kept)))
     count = kept[stays].sum(dim=1, keepdim=True)
     # Kept events first, in order; beyond them the last one, so that time stands still there.
     order = (~kept[stays]).long().argsort(dim=1, stable=True)[:, : int(count.max())]
@@ -156,7 +160,7 @@ def _recarried(batch: TrajectoryBatch, own: Tensor, kept: Tensor, features: int)
     steps = place < count
     rows, at = stays.nonzero(), order.gather(1, place.minimum(count - 1))
     seen = observed[rows, at] & steps[..., None]
-    return NumericView(values[rows, at] * seen, seen, state[rows, at], batch.hours[rows, at].float(), steps)
+    return state, NumericView(values[rows, at] * seen, seen, state[rows, at], batch.hours[rows, at].float(), steps)
 
 
 def stacked(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
