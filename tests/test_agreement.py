@@ -33,6 +33,19 @@ def test_removal_effects_are_those_of_single_removals():
     assert found[-1] == pytest.approx(before - last, abs=1e-6)
 
 
+def test_what_is_left_of_the_stay_is_compared_at_one_hour():
+    """A last event that says nothing new adds nothing, however long after the one before it was."""
+    model, target = toy_model(last_task="remaining_length_of_stay"), "remaining_length_of_stay_hours"
+    timeline = toy_timeline(1)
+    batch = model.encode_timeline(timeline)
+    found = removal_effects(model, batch, target)
+    with torch.no_grad():
+        *_, before, last = model.belief_frame(batch, model(batch).readouts)[f"belief_{target}"]
+    lag = timeline.events[-1].hours_since_admission - timeline.events[-2].hours_since_admission
+    assert lag > 0.05
+    assert found[-1] == pytest.approx(max(before - lag, 0) - last, abs=1e-4)
+
+
 def test_the_removal_of_all_there_is_shows_its_token():
     model = toy_model()
     batch = model.encode_timeline(replace(toy_timeline(1), events=toy_timeline(1).events[:1]))

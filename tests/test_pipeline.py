@@ -227,8 +227,10 @@ def test_a_finished_run_takes_more_baselines(run, encoders_run, prepared_folder,
     before, whole = json.loads((out / "metrics.json").read_text()), json.loads((run / "metrics.json").read_text())
     assert set(before["arms"]["held_out"]) < set(whole["arms"]["held_out"])
     trained = [(out / name, (out / name).stat().st_mtime_ns) for name in ("trajectory.safetensors", "shares.json")]
-    killed(tmp_path, "trajlm.checkpoint:RunFolder.log", "before", 1, *same)
-    assert not (out / "metrics.json").exists()  # it does not pass for finished meanwhile
+    for place in ("trajlm.checkpoint:RunFolder.log", "trajlm.checkpoint:RunFolder.finish"):
+        killed(tmp_path, place, "before", 1, *same)
+        assert json.loads((out / "metrics.json").read_text()) == before  # what it was, it is until it is more
+    assert "finished already" in command(*same, *fewer).stdout
     command(*same)
     changing = ("log.jsonl", "environment.json", "config.yaml", "README.md")
     assert digests(out, without=changing) == digests(run, without=changing)

@@ -29,7 +29,9 @@ RICH = {
 HISTORY = RICH | {"reach": "both"}
 
 
-def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "none", **options) -> TrajectoryModel:
+def toy_model(
+    tuning: str = "full", name: str = "tiny", quantisation: str = "none", last_task: str = "length_of_stay", **options
+) -> TrajectoryModel:
     """A model of random weights that reads two numeric modalities (one static) and notes; ``RICH`` unless told."""
     torch.manual_seed(0)
     options = RICH | options
@@ -40,7 +42,7 @@ def toy_model(tuning: str = "full", name: str = "tiny", quantisation: str = "non
     ]
     features = [FittedFeature("age", "age", feature_id=0)]
     features += [FittedFeature("labs", f"lab{i}", feature_id=1 + i, mean=0.5 * i, std=1.0 + i) for i in range(3)]
-    tasks = build_tasks(["mortality", "length_of_stay"])
+    tasks = build_tasks(["mortality", last_task])
     tasks[0].fit(torch.tensor([0.0, 0.0, 1.0]))
     tasks[1].fit(torch.tensor([24.0, 48.0, 99.0]))
     encoders = AlignedEncoders(modalities, features, EncoderConfig(latent_width=WIDTH, hidden_width=16))

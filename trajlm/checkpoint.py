@@ -115,7 +115,8 @@ GROWING = ("recipe.finetuning.baselines", "recipe.finetuning.ensembles")
 class RunFolder:
     """One run on disk. Opening a folder that another recipe or other inputs made is an error.
 
-    A recipe that asks for all that the folder's did and for more ``GROWING`` makes a finished run an unfinished one.
+    A recipe that asks for all that the folder's did and for more ``GROWING`` makes of a finished run one to go on with;
+    until that is finished too, the folder stays what it was.
 
     Args:
         path: the folder.
@@ -131,6 +132,7 @@ class RunFolder:
         self.main = main  # only one of several processes writes
         self._started = time.monotonic()
         self._process = f"{time.time_ns():x}"
+        self.growth: dict[str, Any] | None = None  # what to note of it when the run has grown
         identity = {"stage": stage, "inputs": inputs, "recipe": _settings(recipe, stage)}
         if not (self.path / "config.yaml").exists():
             if not main:
@@ -142,8 +144,8 @@ class RunFolder:
                 write_text(self.path / "config.yaml", yaml.safe_dump(identity, sort_keys=False))
             except OSError as error:
                 raise TrajlmError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from error
-        elif self._grows(identity) and main:
-            self._grow(identity, environment(recipe.seed, inputs))
+        elif self._grows(identity):
+            self.growth = {"config": identity, "made_by": environment(recipe.seed, inputs)}
         if main and not (self.path / "environment.json").exists():
             write_text(self.path / "environment.json", json.dumps(environment(recipe.seed, inputs), indent=1))
 
@@ -161,19 +163,10 @@ class RunFolder:
                 )
         return bool(changed)
 
-    def _grow(self, identity: dict[str, Any], made_by: dict[str, Any]) -> None:
-        """Take the larger recipe; the metrics go first, so that a kill between two lines leaves a run to go on with."""
-        (self.path / "metrics.json").unlink(missing_ok=True)
-        path = self.path / "environment.json"
-        if path.exists():
-            facts = json.loads(path.read_text())
-            write_text(path, json.dumps(facts | {"grown_by": [*facts.get("grown_by", []), made_by]}, indent=1))
-        write_text(self.path / "config.yaml", yaml.safe_dump(identity, sort_keys=False))
-
     @property
     def finished(self) -> bool:
-        """Whether the run was completed: ``metrics.json`` is the last file a stage writes."""
-        return (self.path / "metrics.json").exists()
+        """Whether the run holds all that is asked for: ``metrics.json`` is the last file that a stage writes."""
+        return self.growth is None and (self.path / "metrics.json").exists()
 
     def log(self, **record: Any) -> None:
         """Append a line to ``log.jsonl``."""
@@ -197,8 +190,12 @@ class RunFolder:
         self.log(event="finished")
         facts["seconds"] = round(_seconds(self.read_log()), 1)
         facts["peak_memory_gb"] = max(round(peak_memory_gb(), 2), facts.get("peak_memory_gb", 0.0))
+        if self.growth is not None:
+            facts["grown_by"] = [*facts.get("grown_by", []), self.growth["made_by"]]
         write_text(path, json.dumps(facts, indent=1))
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
+        if self.growth is not None:
+            write_text(self.path / "config.yaml", yaml.safe_dump(self.growth["config"], sort_keys=False))
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for leftover in self.path.rglob(".*.partial"):
             leftover.unlink()

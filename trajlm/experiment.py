@@ -60,23 +60,31 @@ class Stage:
     @property
     def identity(self) -> str:
         """Digest of the command and of what it reads of the recipe."""
-        return self._digest(self.command)
-
-    def _digest(self, command: Sequence[str]) -> str:
-        recipe = yaml.safe_load(Path(self.reads).read_text()) or {}
-        read = {name: value for name, value in recipe.items() if name not in LATER[self.level]}
-        return hashlib.sha256(json.dumps([*command, read], sort_keys=True).encode()).hexdigest()
+        return _digest(self.command, self._read())
 
     def adds_to(self, identity: str) -> bool:
         """Whether a stage of this identity did the same but for some of the baselines: fine-tuning adds what lacks."""
         places = [self.command.index(flag) + 1 for flag in ADDED if flag in self.command]
+        read, command = self._read(), list(self.command)
         for lists in itertools.product(*(_choices(json.loads(self.command[place])) for place in places)):
-            command = list(self.command)
             for place, chosen in zip(places, lists, strict=True):
                 command[place] = json.dumps(chosen)
-            if self._digest(command) == identity:
+            if _digest(command, read) == identity:
                 return True
         return False
+
+    def _read(self) -> dict[str, Any]:
+        recipe = yaml.safe_load(Path(self.reads).read_text()) or {}
+        return {name: value for name, value in recipe.items() if name not in LATER[self.level]}
+
+
+def _digest(command: Sequence[str], read: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([*command, read], sort_keys=True).encode()).hexdigest()
+
+
+def _choices(names: Sequence[str]) -> list[list[str]]:
+    """Every choice of some of the names in any order, all and none among them."""
+    return [list(some) for size in range(len(names), -1, -1) for some in itertools.permutations(names, size)]
 
 
 def plan(grid: Grid, out: Path) -> tuple[list[Stage], list[GridRun]]:
@@ -167,12 +175,6 @@ def _depends_on(grid: Grid, baseline: str, seed: int, start: str, settings: dict
     return baseline, variant, start if arm.startswith("static_") else "", "" if seedless else str(seed)
 
 
-def _choices(names: Sequence[str]) -> list[list[str]]:
-    """Every choice of some of the names, all and none among them, in their order."""
-    kept = itertools.product((True, False), repeat=len(names))
-    return [list(itertools.compress(names, choice)) for choice in kept]
-
-
 def _stage(grid: Grid, out: str, command: list[str], level: int) -> Stage:
     return Stage(out, tuple(command), grid.recipe, level)
 
@@ -221,8 +223,7 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
         done = _done(out)
         require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if done.get(s.out) != s.identity])
         work = _Work(out, len(stages), done)
-        for stage in stages:
-            work.check(stage)
+        work.check(stages)
         out.mkdir(parents=True, exist_ok=True)
         _run_all(stages, work, jobs)
         _write_tables(path, grid, runs, out)
@@ -258,19 +259,17 @@ class _Work:
         self._begun = 0
         self._lock = Lock()
 
-    def check(self, stage: Stage) -> None:
+    def check(self, stages: Sequence[Stage]) -> None:
         """Refuse a folder that another grid or recipe made; one that lacks baselines alone is not done."""
-        before = self._done.get(stage.out)
-        if before is None or before == stage.identity:
-            return
-        if stage.adds_to(before):
+        changed = [stage for stage in stages if self._done.get(stage.out, stage.identity) != stage.identity]
+        for stage in changed:
+            if not stage.adds_to(self._done[stage.out]):
+                raise TrajlmError(
+                    f"{self._out / stage.out} was made by another grid or recipe; choose another --out, or delete that "
+                    "folder"
+                )
+        for stage in changed:
             del self._done[stage.out]
-            self._note()
-        else:
-            raise TrajlmError(
-                f"{self._out / stage.out} was made by another grid or recipe; choose another --out, or delete that "
-                "folder"
-            )
 
     def do(self, stage: Stage) -> None:
         """Run a stage unless it is done."""
@@ -282,10 +281,7 @@ class _Work:
             _run(stage, self._out)
             with self._lock:
                 self._done[stage.out] = stage.identity
-                self._note()
-
-    def _note(self) -> None:
-        write_text(self._out / DONE, json.dumps(self._done, indent=1))
+                write_text(self._out / DONE, json.dumps(self._done, indent=1))
 
 
 def _done(out: Path) -> dict[str, str]:

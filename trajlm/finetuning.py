@@ -116,6 +116,8 @@ def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -
     chances(tasks, targets[torch.from_numpy(splits.train)], recipe.finetuning.sampling)
     if recipe.finetuning.tree_readout:
         require_lightgbm("finetuning.tree_readout")
+    if "lightgbm" in recipe.finetuning.baselines:
+        require_lightgbm("finetuning.baselines lightgbm")
     if SEVERITY in recipe.finetuning.baselines:
         scores_of(prepared)
     backbone = describe(recipe.backbone.name)
@@ -125,7 +127,6 @@ def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -
     if splits_moments(accelerator):
         require_splittable_moments(recipe)
     run = RunFolder(out, "finetuning", recipe, inputs, accelerator.is_main_process)
-    accelerator.wait_for_everyone()  # the main process may just have taken more baselines: all see it unfinished
     if run.finished:
         print(f"{run.path}: fine-tuning is finished already")
         return run.path
@@ -204,12 +205,20 @@ def _backbone_rate_factor(recipe: Recipe) -> float:
 
 
 def _sequence_told(work: Finetuning) -> dict[str, pl.DataFrame]:
-    """Beliefs of the sequence model and of its network alone, where the run holds them; else none."""
+    """Beliefs of the sequence model and of its network alone, where the run holds them; else none.
+
+    Raises:
+        TrajlmError: a finished run lacks them, which is to be given more baselines and not to be trained again.
+    """
     config = work.recipe.finetuning
     arms = [SEQUENCE, NETWORK] if config.linear_readout or config.tree_readout else [SEQUENCE]
     paths = {arm: beliefs_path(work.run.path, arm) for arm in arms}
-    told = {arm: pl.read_parquet(path) for arm, path in paths.items() if path.exists()}
-    return told if len(told) == len(paths) else {}
+    gone = [path for path in paths.values() if not path.exists()]
+    if gone and (work.run.path / "metrics.json").exists():
+        raise TrajlmError(
+            f"{gone[0]}: expected it of a finished run that is given more baselines; choose another --out"
+        )
+    return {} if gone else {arm: pl.read_parquet(path) for arm, path in paths.items()}
 
 
 def train_sequence(work: Finetuning, encoders: AlignedEncoders) -> dict[str, pl.DataFrame]:

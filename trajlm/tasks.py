@@ -44,6 +44,10 @@ class Task(nn.Module, ABC):
         """float[...]: the target of a belief held ``hours`` after admission, from the stay's; most never change."""
         return targets
 
+    def held_on(self, beliefs: Tensor, hours: Tensor) -> Tensor:
+        """float[...]: beliefs as they would read ``hours`` later, if nothing were learnt meanwhile."""
+        return beliefs
+
     def usable(self, targets: Tensor) -> Tensor:
         """bool[...]: targets that are known and inside what the task asks for; NaN is unknown."""
         return ~targets.isnan()
@@ -212,6 +216,10 @@ class RemainingHoursTask(HoursTask):
         """What is left of float[...] hours in the unit; unknown (NaN) after the stay has ended."""
         left = targets - hours.to(targets.dtype)
         return torch.where(left >= 0, left, float("nan"))
+
+    def held_on(self, beliefs: Tensor, hours: Tensor) -> Tensor:
+        """Less by the time that has passed, never below zero."""
+        return (beliefs - hours.to(beliefs.dtype)).clamp_min(0.0)
 
     def fit(self, targets: Tensor) -> None:
         """Mean and deviation of log(1 + what is left at FITTED_AT), of stays that have not ended by then."""

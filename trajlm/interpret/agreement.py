@@ -20,6 +20,7 @@ from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
 
 INTERVENTIONS = ("knock_out", "removal", "attribution")
+MEANING = 2  # counted up when an intervention changes: what a report kept of the old ones is then found anew
 LEAST = 0.3  # rank correlation with the removals under which attention is said to disagree
 
 
@@ -28,16 +29,18 @@ def removal_effects(model: TrajectoryModel, batch: TrajectoryBatch, target: str)
     """float64[S]: how far the last belief of one timeline moves when each event had never been recorded.
 
     Later states know older values instead (:func:`trajlm.interpret.edits.ablate`); without the last event the last
-    belief is that before it. Events of a modality at the same hour go together, as the state cannot tell which measured
-    what: each has their common effect. Where these are the whole stay they show their missing token.
+    belief is that before it, held on to the same hour (:meth:`trajlm.tasks.Task.held_on`). Events of a modality at the
+    same hour go together, as the state cannot tell which measured what: each has their common effect. Where these are
+    the whole stay they show their missing token.
     """
-    whole = last_beliefs(model, model(batch), batch)[target]
+    whole, task = last_beliefs(model, model(batch), batch)[target], model.fitted_tasks[model.targets.index(target)]
     found = []
     together = (batch.modality[0, :, None] == batch.modality[0]) & (batch.hours[0, :, None] == batch.hours[0])
     for part in together.split(TOGETHER):
         hows: list[How] = ["missing_token" if chosen.all() else "removed" for chosen in part]
         versions = stacked([ablate(model, batch, gone[None], how) for gone, how in zip(part, hows, strict=True)])
-        found.append(last_beliefs(model, model(versions), versions)[target] - whole)
+        lag = batch.hours.amax() - versions.hours.amax(dim=1)
+        found.append(task.held_on(last_beliefs(model, model(versions), versions)[target], lag) - whole)
     return torch.cat(found).cpu().double().numpy()
 
 

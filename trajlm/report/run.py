@@ -25,7 +25,7 @@ from trajlm.interpret.ablation import (
     cohort_batches,
     most_divergent_stays,
 )
-from trajlm.interpret.agreement import event_importance
+from trajlm.interpret.agreement import MEANING, event_importance
 from trajlm.interpret.attention import StayAttention, shown_layer, stay_attention
 from trajlm.interpret.attribution import require_captum
 from trajlm.interpret.audit import contrast, contrast_summary, decision_thresholds, summarise, with_decisions
@@ -150,7 +150,7 @@ def _explained(wanted: Sequence[str] | None, model: TrajectoryModel) -> list[str
 
 def _importance(opened: OpenedRun, timeline: Timeline, target: str, out: Path) -> pl.DataFrame:
     """What each event does to the last belief of a stay; kept in ``out``, as :func:`_ablations` are."""
-    folder = out / "work" / fingerprint(opened.folder / "metrics.json")[:16]
+    folder = out / "work" / fingerprint(opened.folder / "metrics.json", MEANING)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     kept, batch = folder / f"importance_{timeline.stay_id}_{target}.parquet", opened.model.encode_timeline(timeline)
     return _kept(kept, event_importance, opened.model, batch, target)
