@@ -62,6 +62,10 @@ class Stage:
         """Digest of the command and of what it reads of the recipe."""
         return _digest(self.command, self._read())
 
+    def is_noted(self, done: dict[str, str]) -> bool:
+        """Whether it is among the done ones; a recipe that is gone cannot tell, and is refused elsewhere."""
+        return self.out in done and (not Path(self.reads).is_file() or done[self.out] == self.identity)
+
     def adds_to(self, identity: str) -> bool:
         """Whether a stage of this identity did the same but for some of the baselines: fine-tuning adds what lacks."""
         places = [self.command.index(flag) + 1 for flag in ADDED if flag in self.command]
@@ -221,7 +225,7 @@ def experiment(path: Path, out: Path, raw: str | None = None, data: str | None =
     stages, runs = plan(grid, out)
     with locked(out):
         done = _done(out)
-        require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if done.get(s.out) != s.identity])
+        require_runnable(path, grid, [(s.out, s.level, s.command) for s in stages if not s.is_noted(done)])
         work = _Work(out, len(stages), done)
         work.check(stages)
         out.mkdir(parents=True, exist_ok=True)
