@@ -114,6 +114,22 @@ def test_a_baseline_added_to_a_grid_costs_that_baseline_alone(prepared_folder, t
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "adds"),
+    [
+        ({"baselines": ["lightgbm", "mlp", "logistic"]}, True),
+        ({"baselines": ["mlp", "logistic"], "ensembles": ["mlp"]}, True),
+        ({"baselines": ["mlp"]}, False),
+        ({"baselines": ["lightgbm", "mlp", "logistic"], "settings": SETTINGS | {"finetuning.epochs": 2}}, False),
+    ],
+)
+def test_only_more_baselines_add_to_a_run_in_whatever_order(tmp_path, change, adds):
+    grids = [Grid(**GRID | more, raw="release") for more in ({"baselines": ["logistic", "mlp"]}, change)]
+    before, now = (next(stage for stage in plan(grid, tmp_path)[0] if stage.level == 2) for grid in grids)
+    assert before.out == now.out
+    assert now.adds_to(before.identity) == adds
+
+
 def test_a_stage_that_fails_is_named_and_the_rest_waits(grid):
     out = grid.parent / "wrong"
     for start in GRID["encoders"]:

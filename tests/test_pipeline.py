@@ -231,6 +231,11 @@ def test_a_finished_run_takes_more_baselines(run, encoders_run, prepared_folder,
         killed(tmp_path, place, "before", 1, *same)
         assert json.loads((out / "metrics.json").read_text()) == before  # what it was, it is until it is more
     assert "finished already" in command(*same, *fewer).stdout
+    alone = out / "network" / "beliefs.parquet"
+    alone.rename(tmp_path / "elsewhere")
+    gone = command(*same, check=False)  # rather than train the sequence model again
+    assert "network/beliefs.parquet: expected it of a finished run that is given more baselines" in last_line(gone)
+    (tmp_path / "elsewhere").rename(alone)
     command(*same)
     changing = ("log.jsonl", "environment.json", "config.yaml", "README.md")
     assert digests(out, without=changing) == digests(run, without=changing)

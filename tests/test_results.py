@@ -20,7 +20,7 @@ from trajlm.gaps import gaps_interval
 from trajlm.metrics import resample_weights
 from trajlm.pooled_arms import GridRun
 from trajlm.pooling import Pool
-from trajlm.results import results, standing
+from trajlm.results import _made, results, standing
 from trajlm.subgroups import STAYS as STAYS_FILE
 from trajlm.summary import figures
 from trajlm.tasks import build_tasks
@@ -481,3 +481,9 @@ def test_the_page(made, tmp_path):
         results([made.root, made.root], tmp_path / "again.md")
     with pytest.raises(TrajlmError, match=r"grid\.json"):
         results([tmp_path], tmp_path / "again.md")
+
+
+def test_a_run_that_was_given_more_baselines_names_both_commits():
+    facts = {"git_commit": "a" * 40, "grown_by": [{"git_commit": "b" * 40}, {"git_commit": "a" * 40}]}
+    assert _made(facts, lambda by: by["git_commit"][:2]) == "aa, more arms by bb"
+    assert _made({"git_commit": "a" * 40}, lambda by: by["git_commit"][:2]) == "aa"

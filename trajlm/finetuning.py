@@ -142,8 +142,9 @@ def _finetune(recipe: Recipe, out: Path, prepared: Prepared, accelerator: Any) -
         known = KnownLatents(
             prepared, encoders, splits.all, run.path / "latents_known", key, accelerator.main_process_first
         )
+        told = _sequence_told(work)
         arms = train_baselines(work, known)
-        arms = (_sequence_told(work) or train_sequence(work, encoders)) | arms
+        arms = (told or train_sequence(work, encoders)) | arms
     if run.main:
         _conclude(work, arms | ensembles(work, arms))
     accelerator.wait_for_everyone()
