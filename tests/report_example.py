@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from trajlm.interpret.audit import summarise, with_decisions
+from trajlm.report.contents import ABLATION_COLUMNS
 from trajlm.report.page import AblatedStay, AgainstStay, AttentionMap, Report, StayPage, TargetInfo
 
 MODALITIES = ("demographics", "vitals", "labs", "radiology_notes", "chest_xray")
@@ -151,11 +152,14 @@ def ablation(rng: np.random.Generator) -> pl.DataFrame:
         stays = 360 if ablated == "demographics" else 372
         for metric, base in (("auroc", 0.84), ("auprc", 0.45), ("brier_skill_score", 0.15)):
             value = base - cost + rng.normal(0, 0.002)
-            rows.append((ablated, "mortality", metric, value, value - 0.04, value + 0.05, stays, 80))
-        for metric, value in (("mse", 9000 + 9e4 * cost), ("mae", 55 + 90 * cost), ("spearman", 0.63 - cost)):
-            rows.append((ablated, "length_of_stay", metric, value, value * 0.94, value * 1.07, stays, None))
-    names = ["ablated", "target", "metric", "value", "low", "high", "stays", "positives"]
-    return pl.DataFrame(rows, schema=names, orient="row")
+            by = (-cost, -cost - 0.01, -cost + 0.02)
+            rows.append((ablated, "mortality", metric, value, value - 0.04, value + 0.05, *by, stays, 80))
+        for metric, value, by in (
+            ("mse", 9000, 9e4 * cost), ("mae", 55, 90 * cost), ("spearman", 0.63, -cost)
+        ):  # fmt: skip
+            ends = (value + by) * 0.94, (value + by) * 1.07
+            rows.append((ablated, "length_of_stay", metric, value + by, *ends, by, by - 1, by + 2, stays, None))
+    return pl.DataFrame(rows, schema=list(ABLATION_COLUMNS), orient="row")
 
 
 def difference() -> pl.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from trajectory_example import toy_batch, toy_model
 from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import NOTHING, cohort_ablation
+from trajlm.interpret.anchoring import audit_anchoring
 from trajlm.interpret.attention import read_with_attention
 from trajlm.interpret.audit import (
     contrast,
@@ -22,6 +25,7 @@ from trajlm.interpret.audit import (
     summarise,
     with_decisions,
 )
+from trajlm.interpret.runs import open_run
 
 
 def toy_changes(seed: int = 0, stays: int = 60) -> pl.DataFrame:
@@ -227,3 +231,19 @@ def test_mistakes_of_the_command_are_one_line(run, workplace):
     done = command(*TRAJLM, "anchoring", "--run", run, "--out", workplace / "no", "--ablate", "ecg", check=False)
     assert done.returncode == 2
     assert "'ecg' cannot be ablated; the model reads" in last_line(done)
+
+
+def test_two_runs_are_audited_on_the_same_stays(run):
+    """Whatever their seeds, and where one holds out fewer."""
+    own = open_run(run)
+    fewer = own.held_out.gather_every(2)
+    kept = pl.col("stay_id").is_in(fewer.implode()) | (pl.col("split") != "held_out")
+    other = replace(own, recipe=own.recipe | {"seed": 9}, beliefs=own.beliefs.filter(kept))
+    found = audit_anchoring(own, other, ["series"], most_stays=9, shown=1, resamples=20)
+    seen = {of: set(found.changes.filter(pl.col("run") == of)["stay_id"]) for of in ("run", "against")}
+    assert seen["run"] == seen["against"] <= set(fewer)
+    assert 4 < len(seen["run"]) <= 9
+    assert found.difference["value"].to_list() == pytest.approx([0.0] * found.difference.height)
+    apart = replace(other, beliefs=own.beliefs.clear())
+    with pytest.raises(TrajlmError, match="holds out no stay"):
+        audit_anchoring(own, apart, ["series"])

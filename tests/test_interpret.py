@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -23,8 +24,9 @@ from trajlm.interpret.ablation import (
 )
 from trajlm.interpret.attention import read_with_attention, stay_attention
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory, most_moving_events, summary
+from trajlm.interpret.removal import sequence_without
 from trajlm.latents import TrajectoryBatch
-from trajlm.report.run import stay_findings
+from trajlm.report.run import ablation_metrics, stay_findings
 from trajlm.schema import Event, FittedFeature, Timeline
 from trajlm.trajectory import TrajectoryModel, interleave
 
@@ -255,6 +257,70 @@ def test_anchoring_pairs_each_stay_before_and_after(ablations, model):
     assert most_divergent_stays(pairs, "mortality", 5) == expected
 
 
+def test_beliefs_and_targets_are_those_of_one_hour():
+    """Of what is left of a stay: a belief stated before the stay's last event is held on, and so is the outcome."""
+    model, target = toy_model(last_task="remaining_length_of_stay"), "remaining_length_of_stay_hours"
+    batch = toy_batch([9, 7, 8])
+    batch.modality[:, 1] = 1
+    batch = replace(batch, targets=torch.tensor([[0.0, 60.0], [1.0, 70.0], [0.0, 5.0]]))
+    ends = torch.stack([row[here][-1] for row, here in zip(batch.hours, batch.present, strict=True)]).tolist()
+    table = cohort_ablation(model, [batch], ["labs", "note"])
+    lags = []
+    for row in table.iter_rows(named=True):
+        stay, end = row["stay_id"], ends[row["stay_id"]]
+        left = batch.targets[stay, 1].item() - end
+        assert row[f"target_{target}"] == (pytest.approx(left, abs=1e-4) if left >= 0 else None)
+        names = model.encoders.modalities
+        kept = batch.present[stay] & ~(
+            batch.modality[stay] == (names.index(row["ablated"]) if row["ablated"] != NOTHING else -1)
+        )
+        alone = batch.select(torch.arange(3) == stay).keep(kept[None])
+        with torch.no_grad():
+            stated = model.belief_frame(alone, model(alone).readouts).row(-1, named=True)
+        lag = end - stated["hours_since_admission"]
+        assert row["hours_since_admission"] == stated["hours_since_admission"]
+        assert row[f"belief_{target}"] == pytest.approx(max(stated[f"belief_{target}"] - lag, 0), abs=1e-4)
+        assert row["belief_mortality"] == pytest.approx(stated["belief_mortality"], abs=1e-6)
+        lags.append(lag)
+    assert max(lags) > 0.5
+    removed = sequence_without(model, [batch], [("labs",), ("note",)])
+    for row in removed.iter_rows(named=True):
+        same = table.filter((pl.col("stay_id") == row["stay_id"]) & (pl.col("ablated") == row["removed"]))
+        for name in (f"belief_{target}", f"target_{target}"):
+            assert row[name] == (None if same[name][0] is None else pytest.approx(same[name][0], abs=1e-4))
+    drift = anchoring(table, model.targets).filter(pl.col("target") == target)
+    assert drift.height
+
+
+def test_what_a_modality_costs_is_told_on_the_stays_that_can_be_read_without_it():
+    """One stay holds labs alone: it has a belief with everything, none without labs, and is in neither figure."""
+    model, batch = toy_model(), toy_batch([4, 2, 3, 5, 6])
+    batch.modality[1, :2] = 1
+    prepared = SimpleNamespace(stays=pl.DataFrame({"stay_id": range(5), "subject_id": range(5)}))
+    table = cohort_ablation(model, [batch], ["labs"])
+    targets = [{"name": "mortality", "kind": "probability"}, {"name": "length_of_stay_hours", "kind": "hours"}]
+    recipe = {"seed": 0, "finetuning": {"bootstrap_resamples": 20}}
+    figures = ablation_metrics(table, ["labs"], prepared, targets, recipe)
+    whole = table.filter(pl.col("ablated") == NOTHING).sort("stay_id")
+    without = ablated_cohort(table, "labs")
+    assert without["stay_id"].to_list() == [0, 2, 3, 4]
+
+    def error(frame: pl.DataFrame) -> float:
+        gaps = frame["belief_length_of_stay_hours"] - frame["target_length_of_stay_hours"]
+        return float(gaps.abs().mean())
+
+    rows = {(r["ablated"], r["target"], r["metric"]): r for r in figures.iter_rows(named=True)}
+    row = rows["labs", "length_of_stay_hours", "mae"]
+    assert (row["stays"], row["positives"]) == (4, None)
+    assert row["value"] == pytest.approx(error(without), rel=1e-6)
+    same = whole.filter(pl.col("stay_id") != 1)
+    assert row["difference"] == pytest.approx(error(without) - error(same), rel=1e-4)
+    assert row["difference"] != pytest.approx(error(without) - error(whole), rel=1e-2)
+    assert rows[NOTHING, "length_of_stay_hours", "mae"]["value"] == pytest.approx(error(whole), rel=1e-6)
+    assert rows["labs", "mortality", "auroc"]["positives"] == 1
+    assert rows[NOTHING, "mortality", "auroc"]["positives"] == 2
+
+
 def test_unknown_targets_stay_unknown():
     model, batch = toy_model(), toy_batch([3, 2])
     batch = replace(batch, targets=torch.tensor([[1.0, float("nan")], [float("nan"), 30.0]]))
@@ -288,6 +354,17 @@ def test_events_of_an_ablated_stay_keep_their_numbers(prepared, beliefs, model):
         for index, hours, modality in frame.select("event_index", "hours_since_admission", "modality").iter_rows():
             event = timeline.events[index]
             assert (event.hours_since_admission, event.modality) == (hours, modality) != (hours, name)
+
+
+def test_nothing_moves_up_where_a_stay_is_longer_than_is_read(prepared, beliefs, model, monkeypatch):
+    timeline = max((prepared.timeline(stay) for stay in beliefs["stay_id"].unique()), key=lambda t: len(t.events))
+    monkeypatch.setattr(model, "max_events", len(timeline.events) // 2)
+    read = set(model.encode_timeline(timeline).event_index[0].tolist())
+    assert len(read) == model.max_events < len(timeline.events)
+    found = stay_findings(model, prepared, timeline.stay_id, model.encoders.modalities).own
+    assert set(found.trajectory["event_index"]) == read
+    for name, (frame, _) in found.ablated.items():
+        assert set(frame["event_index"]) == {i for i in read if timeline.events[i].modality != name}
 
 
 def test_note_text_is_shown_only_when_asked_for(prepared, beliefs, model):

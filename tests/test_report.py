@@ -215,8 +215,8 @@ def test_main_metrics_stand_first_and_the_paired_difference_under_them():
 def test_ablations_are_compared_with_nothing_ablated():
     report = example_report()
     for target, main in ((TARGETS[0], ("auroc", "auprc")), (TARGETS[1], ("mae", "spearman"))):
-        values = {
-            (r["ablated"], r["metric"]): r["value"]
+        rows = {
+            (r["ablated"], r["metric"]): r
             for r in report.ablation.filter(pl.col("target") == target.name).iter_rows(named=True)
         }
         table = ablation_table(report, target)
@@ -228,8 +228,11 @@ def test_ablations_are_compared_with_nothing_ablated():
             table.blocks[0].rows[1:], report.ablation["ablated"].unique(maintain_order=True)[1:], strict=True
         ):
             for cell, metric in zip(row[-3::2], main, strict=True):
-                change = values[name, metric] - values["nothing", metric]
-                assert float(cell.replace("−", "-")) == pytest.approx(change, abs=0.0006)
+                told = [
+                    float(part) for part in cell.replace("−", "-").replace("[", "").strip("]").replace(",", "").split()
+                ]
+                parts = [rows[name, metric][f"difference{end}"] for end in ("", "_low", "_high")]
+                assert told == pytest.approx(parts, abs=0.0006)
                 assert cell[0] in "+−"
         assert table.blocks[0].rows[1][1] == "360"
     assert ablation_table(example_report([], ablation=None), TARGETS[0]) is None
@@ -242,15 +245,14 @@ def test_the_ablation_figure_shows_the_costliest_loss_first(at, metric, worst):
     own = report.ablation.filter((pl.col("target") == TARGETS[at].name) & (pl.col("metric") == metric))
     figure = ablation_figures(report)[at]
     values = [trace["x"][0] for trace in figure.spec["data"]]
-    whole = own.filter(pl.col("ablated") == "nothing")["value"].item()
-    assert values[0] == whole
-    assert figure.spec["layout"]["shapes"][0]["x0"] == figure.spec["layout"]["shapes"][0]["x1"] == whole
-    assert values[1] == worst(values[1:])
-    assert sorted(values) == sorted(own["value"])
+    own = own.filter(pl.col("ablated") != "nothing")
+    assert figure.spec["layout"]["shapes"][0]["x0"] == figure.spec["layout"]["shapes"][0]["x1"] == 0
+    assert values[0] == worst(values)
+    assert sorted(values) == sorted(own["difference"])
     for trace in figure.spec["data"]:
-        row = own.filter(pl.col("value") == trace["x"][0]).row(0, named=True)
-        assert trace["x"][0] + trace["error_x"]["array"][0] == pytest.approx(row["high"])
-        assert trace["x"][0] - trace["error_x"]["arrayminus"][0] == pytest.approx(row["low"])
+        row = own.filter(pl.col("difference") == trace["x"][0]).row(0, named=True)
+        assert trace["x"][0] + trace["error_x"]["array"][0] == pytest.approx(row["difference_high"])
+        assert trace["x"][0] - trace["error_x"]["arrayminus"][0] == pytest.approx(row["difference_low"])
 
 
 def test_an_ablation_without_its_reference_is_refused():

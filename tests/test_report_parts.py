@@ -102,7 +102,9 @@ def test_the_cards_are_the_tables_figures():
     assert card.note == f"static MLP (late fusion): {rival['value']:.3f}"
     guessing = auroc["positives"] / auroc["stays"]
     assert found["In-hospital mortality, AUPRC"].note.endswith(f"guessing: {guessing:.3f}")
-    dearest = report.ablation.filter((pl.col("metric") == "auroc") & (pl.col("ablated") != "nothing")).sort("value")
+    dearest = report.ablation.filter((pl.col("metric") == "auroc") & (pl.col("ablated") != "nothing")).sort(
+        "difference"
+    )
     assert found["Least to be spared"].value == dearest["ablated"][0]
     assert "Length of stay, MAE" in found
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import RECIPE, command, last_line
 
 from trajlm import trackers
+from trajlm.checkpoint import read_log
 from trajlm.engines import make_accelerator
 from trajlm.errors import TrajlmError
 from trajlm.trackers import EXTRAS, chosen_tracker, tracking
@@ -39,9 +40,7 @@ def test_a_missing_tracker_stops_before_anything_is_written(prepared_folder, tmp
 def test_tensorboard_holds_what_the_log_holds(encoders_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from trajlm.checkpoint import RunFolder
-
-    log = history(RunFolder.read_log(SimpleNamespace(path=encoders_run)))
+    log = history(read_log(encoders_run))
     events = EventAccumulator(str(encoders_run / "tensorboard")).Reload()
     for name in ("train_loss", "tuning_loss"):
         told = [scalar.value for scalar in events.Scalars(f"alignment/{name}")]

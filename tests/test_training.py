@@ -472,6 +472,20 @@ def test_fewer_processes_than_asked_for_are_refused(variables, monkeypatch):
         make_accelerator()
 
 
+def test_a_line_of_the_log_that_was_cut_short_spoils_no_other(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    folder.log(epoch=0)
+    with (folder.path / "log.jsonl").open("a") as stream:
+        stream.write('{"stage": "pretraining", "epo')  # the disk was full
+    assert [line["epoch"] for line in folder.read_log()] == [0]
+    again = run_folder(tmp_path / "run")
+    again.log(epoch=1)
+    again.log(epoch=2)
+    assert [line["epoch"] for line in again.read_log()] == [0, 1, 2]
+    again.finish({})
+    assert (folder.path / "metrics.json").exists()
+
+
 def test_the_last_weights_are_kept_where_so_set(untouched, tmp_path):
     """Every epoch is trained, whatever patience says, and what comes back is what the last tuning loss was read at."""
     seen: list[Tensor] = []

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PACKAGES = (
     "lightgbm",
 )  # fmt: skip
 
+LOG = "log.jsonl"
 GRID_DONE, GRID_RECORD = "stages.json", "grid.json"  # beside the runs of a grid: what is done, and what was run
 
 
@@ -169,17 +171,17 @@ class RunFolder:
         return self.growth is None and (self.path / "metrics.json").exists()
 
     def log(self, **record: Any) -> None:
-        """Append a line to ``log.jsonl``."""
+        """Append a line to ``log.jsonl``; after one that was cut short, on a line of its own."""
         if self.main:
-            with (self.path / "log.jsonl").open("a") as stream:
+            path = self.path / LOG
+            cut = path.exists() and not path.read_bytes().endswith(b"\n")
+            with path.open("a") as stream:
                 told = {"process": self._process, "seconds": round(time.monotonic() - self._started, 2)}
-                stream.write(json.dumps({"stage": self.stage} | record | told) + "\n")
+                stream.write("\n" * cut + json.dumps({"stage": self.stage} | record | told) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of ``log.jsonl``; a last line that a kill cut short is left out."""
-        path = self.path / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The lines of ``log.jsonl``, of none yet nothing (:func:`read_log`)."""
+        return read_log(self.path) if (self.path / LOG).exists() else []
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``, note time and memory, and drop the checkpoints."""
@@ -207,6 +209,15 @@ def read_run(path: Path | str) -> dict[str, Any]:
     if not file.is_file():
         raise TrajlmError(f"{path} is not a run folder: no config.yaml")
     return yaml.safe_load(file.read_text())
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``log.jsonl``; one that a kill or a full disk cut short is left out."""
+    found = []
+    for line in (run / LOG).read_text().splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def _seconds(log: list[dict[str, Any]]) -> float:

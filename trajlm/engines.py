@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    PartialState,
+)
+from accelerate.utils import DistributedType, KwargsHandler
 
 from trajlm.errors import TrajlmError
 from trajlm.zero import PLAIN_ZERO, ready_deepspeed
@@ -47,6 +54,10 @@ PLAIN_FSDP = {
 # and keep the heap around them from being given back. A step needs fewer than this.
 PRIMITIVES = 64
 
+# How long processes wait for one another: the first alone fits baselines and measures, hours of it on a large cohort,
+# where the default of ten minutes on GPUs would end the run. A launcher stops the others where one dies.
+PATIENCE = timedelta(days=2)
+
 
 def make_accelerator(unused_parameters: bool = False) -> Accelerator:
     """The engine; refuses what would run otherwise than asked for.
@@ -70,12 +81,15 @@ def make_accelerator(unused_parameters: bool = False) -> Accelerator:
                 raise TrajlmError(f"{name} was asked for outside a process group; use accelerate launch or torchrun")
     if zero:
         ready_deepspeed()
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)]
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+        InitProcessGroupKwargs(timeout=PATIENCE),
+    ]
     # Left to itself, accelerate starts processes on a machine without GPUs that know nothing of each other; and of
     # DeepSpeed it wants to hear of no CPUs once they do.
-    cpu = not torch.accelerator.is_available()
+    cpu = not _computes_in_double()
     if zero:
-        PartialState(cpu=cpu)
+        PartialState(cpu=cpu, timeout=PATIENCE)
     accelerator = Accelerator(cpu=cpu and not zero, kwargs_handlers=handlers)
     _require_processes(accelerator)
     if sharded and accelerator.device.type == "cpu":
@@ -87,6 +101,12 @@ def make_accelerator(unused_parameters: bool = False) -> Accelerator:
     if zero != splits_moments(accelerator):
         raise TrajlmError(f"DeepSpeed was asked for and {accelerator.distributed_type.value} came up")
     return accelerator
+
+
+def _computes_in_double() -> bool:
+    """Whether there is an accelerator for float64, in which hours and sums are kept; Apple's has none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type != "mps"
 
 
 def splits_moments(accelerator: Accelerator) -> bool:

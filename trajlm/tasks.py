@@ -246,6 +246,11 @@ def targets_at(tasks: Sequence[Task], targets: Tensor, hours: Tensor) -> Tensor:
     return torch.stack([task.at(targets[..., k], hours) for k, task in enumerate(tasks)], dim=-1)
 
 
+def held_on(tasks: Sequence[Task], beliefs: Tensor, hours: Tensor) -> Tensor:
+    """float[..., K]: beliefs float[..., K] as they would read float[...] hours later, with nothing learnt meanwhile."""
+    return torch.stack([task.held_on(beliefs[..., k], hours) for k, task in enumerate(tasks)], dim=-1)
+
+
 # ``target_phenotype_<name>`` of stays.parquet.
 PHENOTYPES = (
     "acute_and_unspecified_renal_failure",

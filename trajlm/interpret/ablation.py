@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from trajlm.dataset import Prepared
 from trajlm.interpret.attention import shown_layer
 from trajlm.interpret.edits import Ablation
 from trajlm.latents import Latents, TrajectoryBatch
+from trajlm.tasks import beliefs_at, held_on, targets_at
 from trajlm.trajectory import TrajectoryModel
 
 NOTHING = "nothing"
+MEANING = 2  # counted up when what an ablation tells changes: what a report kept of the old ones is then found anew
 
 
 def known_targets(model: TrajectoryModel, prepared: Prepared, positions: np.ndarray) -> torch.Tensor:
@@ -56,23 +59,26 @@ def cohort_ablation(
 
     Returns:
         one row per stay, and one more per modality it holds: stay_id, ablated ("nothing" or the modality), events
-        left, event_index and hours_since_admission of the last belief, static_share (null without attention to show,
-        or without a static event),
-        and for each target t ``belief_<t>`` and ``target_<t>``. A stay that holds only the ablated modality has no
-        belief left: its row says 0 events and null.
+        left, event_index and hours_since_admission of the last event left, static_share (null without attention to
+        show, or without a static event), and for each target t ``belief_<t>`` and ``target_<t>``, both at the hour of
+        the stay's own last event: a belief that was stated earlier, as what is ablated came last, is held on until then
+        (:func:`trajlm.tasks.held_on`). A stay that holds only the ablated modality has no belief left: its row says 0
+        events and null.
     """
     model.eval()
     layer = shown_layer(model) if layer is None else layer
     found: list[dict[str, Any]] = []
     for batch in batches:
-        found.append(_last_beliefs(model, batch, NOTHING, layer))
+        ends = last_hours(batch)
+        batch = replace(batch, targets=targets_at(model.fitted_tasks, batch.targets, ends))
+        found.append(_last_beliefs(model, batch, NOTHING, layer, ends))
         for modality in modalities:
             kept = batch.modality != model.encoders.modalities.index(modality)
             holds = (~kept & batch.present).any(dim=1)
             remains = (kept & batch.present).any(dim=1)
             if (holds & remains).any():
                 ablated = batch.select(holds & remains).keep(kept[holds & remains])
-                found.append(_last_beliefs(model, ablated, modality, layer))
+                found.append(_last_beliefs(model, ablated, modality, layer, ends[holds & remains]))
             if (holds & ~remains).any():
                 found.append(_no_beliefs(model, batch.select(holds & ~remains), modality))
     names = list(found[0])
@@ -81,20 +87,25 @@ def cohort_ablation(
     return frame.with_columns(pl.col("event_index").cast(pl.Int64))
 
 
+def last_hours(batch: TrajectoryBatch) -> torch.Tensor:
+    """float64[B]: hours since admission of each timeline's last event."""
+    return batch.hours.gather(1, batch.present.sum(dim=1, keepdim=True) - 1)[:, 0]
+
+
 def _last_beliefs(
-    model: TrajectoryModel, batch: TrajectoryBatch, ablated: str, layer: int | None
+    model: TrajectoryModel, batch: TrajectoryBatch, ablated: str, layer: int | None, ends: torch.Tensor
 ) -> dict[str, np.ndarray]:
-    """Columns of :func:`cohort_ablation`; NaN where unknown."""
+    """Columns of :func:`cohort_ablation`, beliefs held on to the hours ``ends``; NaN where unknown."""
     last = batch.present.sum(dim=1) - 1
     rows = torch.arange(len(last), device=last.device)
     if layer is None:
         output, share = model(batch), torch.full((len(last),), float("nan"))
     else:
         output, share = read_with_static_share(model, batch, layer)
-    readouts = output.readouts[rows, last]
-    beliefs = [belief.cpu().double().numpy() for belief in model.beliefs_of(readouts).values()]
+    stated = beliefs_at(model.fitted_tasks, output.readouts[rows, last])
+    beliefs = held_on(model.fitted_tasks, stated, ends - last_hours(batch)).cpu().double().numpy()
     found = (last + 1, batch.event_index[rows, last], batch.hours[rows, last], share)
-    return _columns(model, batch, ablated, [part.cpu().numpy() for part in found], beliefs)
+    return _columns(model, batch, ablated, [part.cpu().numpy() for part in found], list(beliefs.T))
 
 
 def _no_beliefs(model: TrajectoryModel, batch: TrajectoryBatch, ablated: str) -> dict[str, np.ndarray]:

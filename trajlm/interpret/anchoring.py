@@ -27,7 +27,7 @@ from trajlm.interpret.audit import (
     with_decisions,
 )
 from trajlm.interpret.edits import Ablation
-from trajlm.interpret.runs import OpenRun
+from trajlm.interpret.runs import OpenRun, drawn
 
 RUN, AGAINST = "run", "against"
 
@@ -85,10 +85,10 @@ class AnchoringAudit:
 
 
 def audit_run(
-    run: OpenRun, modalities: Sequence[str], most_stays: int = 0, layer: int | None = None
+    run: OpenRun, modalities: Sequence[str], stays: pl.Series, layer: int | None = None
 ) -> tuple[pl.DataFrame, dict[str, float]]:
-    """Every held-out stay of a run before and after each ablation, and the thresholds of decision."""
-    positions = run.held_out(most_stays)
+    """These stays of a run before and after each ablation, and the thresholds of decision."""
+    positions = run.positions(stays)
     batches = cohort_batches(run.model, run.prepared, run.latents, positions)
     size = -(-len(positions) // 16)
     shown = tqdm(batches, total=size, desc=f"ablations of {run.folder.name}", unit="batch", mininterval=2.0)
@@ -111,10 +111,11 @@ def audit_anchoring(
 
     Args:
         run: whose beliefs.
-        against: a run on the same records to compare with (contrastive against scratch).
+        against: a run on the same records to compare with (contrastive against scratch), on the stays that both hold
+            out.
         modalities: to ablate; none is each in turn.
         target: whose drift ranks the stays; None is the first.
-        most_stays: held-out stays to ablate; 0 is all.
+        most_stays: held-out stays to ablate, drawn by the run's seed, the same of both runs; 0 is all.
         shown: stays to show of either ranking.
         resamples: of the patient-level bootstrap.
         layer: whose attention; None is the last that has any.
@@ -130,9 +131,14 @@ def audit_anchoring(
         )
     target, stays = target or run.model.targets[0], run.prepared.stays
     runs = {RUN: run} | ({AGAINST: against} if against else {})
-    found = {name: audit_run(one, modalities, most_stays, layer) for name, one in runs.items()}
+    seed, held_out = run.recipe["seed"], run.held_out
+    if against:
+        held_out = held_out.filter(held_out.is_in(against.held_out.implode()))
+        if held_out.is_empty():
+            raise TrajlmError(f"{against.folder} holds out no stay that {run.folder} does; compare runs of one split")
+    audited = drawn(held_out, most_stays, seed)
+    found = {name: audit_run(one, modalities, audited, layer) for name, one in runs.items()}
     changes = {name: rows for name, (rows, _) in found.items()}
-    seed = run.recipe["seed"]
     summary = _by_run({name: summarise(rows, stays, resamples, seed) for name, rows in changes.items()})
     if against:
         pairs = contrast(changes[RUN], changes[AGAINST])

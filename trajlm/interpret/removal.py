@@ -20,12 +20,12 @@ from trajlm.columns import read_note
 from trajlm.dataset import load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
-from trajlm.interpret.ablation import NOTHING, cohort_batches, known_targets
+from trajlm.interpret.ablation import NOTHING, cohort_batches, known_targets, last_hours
 from trajlm.latents import Latents, StaticBatch, TrajectoryBatch
 from trajlm.metrics import METRICS, Kind, bootstrap_interval
 from trajlm.schema import HELD_OUT
 from trajlm.static import StaticBaseline, load_fusion
-from trajlm.tasks import beliefs_at, targets_at
+from trajlm.tasks import beliefs_at, held_on, targets_at
 from trajlm.trajectory import TrajectoryModel
 
 REMOVAL_COLUMNS: dict[str, pl.DataType] = {
@@ -53,13 +53,14 @@ def sequence_without(
 
     Returns:
         one row per stay and set under which an event is left: stay_id, removed, changed (whether the stay lost an
-        event), ``belief_<target>`` and ``target_<target>`` (null where unknown).
+        event), ``belief_<target>`` and ``target_<target>`` (null where unknown), both at the hour of the stay's own
+        last event: a belief stated before is held on until then (:func:`trajlm.tasks.held_on`).
     """
     model.eval()
     frames = []
     for batch in batches:
-        last_hours = batch.hours.gather(1, batch.present.sum(dim=1, keepdim=True) - 1)[:, 0]
-        targets = targets_at(model.fitted_tasks, batch.targets, last_hours)
+        ends = last_hours(batch)
+        targets = targets_at(model.fitted_tasks, batch.targets, ends)
         for removed in sets:
             lost = torch.isin(batch.modality, torch.tensor([model.encoders.modalities.index(m) for m in removed],
                                                            device=batch.modality.device)) & batch.present  # fmt: skip
@@ -67,8 +68,9 @@ def sequence_without(
             if left.any():
                 kept = batch.select(left).keep(~lost[left])
                 rows, last = torch.arange(int(left.sum())), kept.present.sum(dim=1).cpu() - 1
-                readouts = model(kept).readouts.cpu()[rows, last]
-                frames.append(_frame(model, kept.stay_ids, removed, lost[left].any(dim=1), readouts, targets[left]))
+                readouts, passed = model(kept).readouts.cpu()[rows, last], (ends[left] - last_hours(kept)).cpu()
+                changed = lost[left].any(dim=1)
+                frames.append(_frame(model, kept.stay_ids, removed, changed, readouts, targets[left], passed))
     return pl.concat(frames)
 
 
@@ -87,15 +89,22 @@ def fusion_without(
         present, hours = (batch.present & ~lost)[left], batch.hours[left]
         kept = StaticBatch(batch.stay_ids[left], latents, present, batch.targets[left], hours)
         changed, targets = lost[left].any(dim=1), targets_at(model.fitted_tasks, kept.targets, hours)
-        frames.append(_frame(model, kept.stay_ids, removed, changed, fusion.readouts(kept), targets))
+        readouts, passed = fusion.readouts(kept), torch.zeros(len(hours), dtype=hours.dtype)
+        frames.append(_frame(model, kept.stay_ids, removed, changed, readouts, targets, passed))
     return pl.concat(frames)
 
 
 def _frame(
-    model: TrajectoryModel, stay_ids: Tensor, removed: Sequence[str], changed: Tensor, readouts: Tensor, targets: Tensor
+    model: TrajectoryModel,
+    stay_ids: Tensor,
+    removed: Sequence[str],
+    changed: Tensor,
+    readouts: Tensor,
+    targets: Tensor,
+    passed: Tensor,
 ) -> pl.DataFrame:
     tasks = [task.cpu() for task in model.fitted_tasks]
-    beliefs = beliefs_at(tasks, readouts).double().numpy()
+    beliefs = held_on(tasks, beliefs_at(tasks, readouts), passed).double().numpy()
     columns = {
         "stay_id": stay_ids.cpu().numpy(),
         "removed": [removal_name(removed)] * len(stay_ids),

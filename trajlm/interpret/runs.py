@@ -47,16 +47,20 @@ class OpenRun:
         """(name, kind) of every target, in order."""
         return [(str(t["name"]), str(t["kind"])) for t in self.metrics["targets"]]
 
-    def held_out(self, most: int = 0) -> np.ndarray:
-        """int64[N]: positions of the held-out stays in order of their length, at most ``most`` drawn by the run's seed.
+    @property
+    def held_out(self) -> pl.Series:
+        """stay_id of the held-out stays, sorted."""
+        return self.beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
 
-        0 is all of them.
-        """
-        ids = self.beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
-        if 0 < most < len(ids):
-            ids = ids.sample(most, seed=self.recipe["seed"]).sort()
-        positions = np.array([self.prepared.position(stay) for stay in ids])
+    def positions(self, stays: pl.Series) -> np.ndarray:
+        """int64[N]: where these stays lie among the records, in order of their length."""
+        positions = np.array([self.prepared.position(stay) for stay in stays])
         return positions[np.argsort(np.diff(self.prepared.bounds)[positions], kind="stable")]
+
+
+def drawn(stays: pl.Series, most: int, seed: int) -> pl.Series:
+    """At most ``most`` of sorted stay ids, drawn by the seed and sorted; 0 is all of them."""
+    return stays if most == 0 or len(stays) <= most else stays.sample(most, seed=seed).sort()
 
 
 def finished_run(folder: Path, data: Path | str | None) -> tuple[dict[str, Any], Prepared]:

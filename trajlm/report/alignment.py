@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sklearn.manifold import TSNE
 
 from trajlm.assemble import load_encoders
-from trajlm.checkpoint import read_run, write_text
+from trajlm.checkpoint import read_log, read_run, write_text
 from trajlm.config import Recipe, from_dict
 from trajlm.dataset import load_prepared
 from trajlm.pretraining import encode_stays
@@ -134,7 +134,7 @@ def latent_picture(run: Path, data: Path, split: str) -> str | None:
 
 
 def _loss_curve(run: Path) -> str:
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = read_log(run)
     epochs = history(log)
     series = {
         "training": [(r["epoch"], r["train_loss"]) for r in epochs],

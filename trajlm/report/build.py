@@ -91,7 +91,7 @@ def build_report(
         accounting=_accounting(manifest),
         anchoring=changes,
         difference=_difference(metrics),
-        ablation=_ablation(ablation),
+        ablation=ablation.select(ABLATION_COLUMNS),
         beliefs=_beliefs_in(run, changes["stay_id"]),
         details=_details(environment),
         stays=[stay_page(found, [t["name"] for t in metrics["targets"]], model) for found in findings],
@@ -119,10 +119,17 @@ def _facts(
         ("Cohort", f"{prepared.manifest['cohort']}: {prepared.manifest['release']}"),
         ("Stays", ", ".join(f"{stays[s]} {s.replace('_', ' ')}" for s in SPLITS)),
         ("Backbone", f"{recipe['backbone']['name']}, tuning {recipe['backbone']['tuning']}"),
-        ("Encoders", "pretrained with Masked Global Alignment, frozen" if pretraining else "not pretrained, frozen"),
+        ("Encoders", _encoders(recipe["encoders"], pretraining is not None)),
         ("Seed", str(environment["seed"])),
         ("Commit", str(environment["git_commit"] or "unknown")[:12]),
     ]
+
+
+def _encoders(of: str, found: bool) -> str:
+    if of == "scratch":
+        return "never pretrained"
+    told = "pretrained with Masked Global Alignment, frozen"
+    return told if found else f"{told}; their run is not at {of} any more, so nothing of it is shown"
 
 
 def _details(environment: dict[str, Any]) -> list[tuple[str, str]]:
@@ -215,10 +222,6 @@ def _difference(metrics: dict[str, Any]) -> pl.DataFrame:
     last = [row for row in metrics["difference"] if row["landmark"] is None]
     named = [row | {"against": arm_title(row["against"])} for row in last]
     return pl.DataFrame([{name: row[name] for name in schema} for row in named], schema=schema)
-
-
-def _ablation(ablation: pl.DataFrame) -> pl.DataFrame:
-    return ablation.filter(pl.col("landmark").is_null()).select(ABLATION_COLUMNS)
 
 
 def _metric_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:

@@ -27,7 +27,10 @@ ANCHORING_COLUMNS = (
 )  # fmt: skip
 DIFFERENCE_COLUMNS = ("against", "target", "metric", "value", "low", "high")
 LISTED_COLUMNS = ("stay_id", "hours_since_admission")
-ABLATION_COLUMNS = ("ablated", "target", "metric", "value", "low", "high", "stays", "positives")
+ABLATION_COLUMNS = (
+    "ablated", "target", "metric", "value", "low", "high", "difference", "difference_low", "difference_high", "stays",
+    "positives",
+)  # fmt: skip
 POSITION_COLUMNS = ("position", "kind", "modality", "hours_since_admission")
 TRAJECTORY_COLUMNS = ("event_index", "hours_since_admission", "modality", "summary")
 VALUE_COLUMNS = ("event_index", "feature", "value", "unit")
@@ -178,7 +181,8 @@ class Report:
         difference: DIFFERENCE_COLUMNS; sequence model minus another arm (``against``, its title) at the end of the
             window, paired on the same stays.
         ablation: ABLATION_COLUMNS; metrics at the end of the window with a modality ablated from every held-out stay
-            that holds it; one row per target and metric has ``ablated`` NOTHING: what the others are compared with.
+            that holds it; one row per target and metric has ``ablated`` NOTHING. ``difference`` and its ends: minus the
+            figure with nothing ablated, paired on the stays that have a belief without the modality.
         beliefs: LISTED_COLUMNS and, of the first target, ``belief_`` and ``target_``: how the belief in listed stays
             without a page went, and what happened to them.
         details: label and value of what few readers need: versions, hardware.

@@ -18,7 +18,7 @@ from trajlm.report.tables import (
     name_label,
     number,
     percent,
-    signed,
+    signed_interval,
 )
 
 LAST = "end of window"
@@ -81,16 +81,16 @@ def _dearest(report: Report) -> Card | None:
     key = MAIN_METRICS[target.kind][0]
     own = report.ablation.filter(
         (pl.col("target") == target.name)
-        & pl.col("value").is_not_nan()
+        & pl.col("difference").is_not_nan()
         & pl.col("metric").map_elements(lambda m: metric_key(m) == key, return_dtype=pl.Boolean)
     )
-    whole = own.filter(pl.col("ablated") == NOTHING)["value"]
     others = own.filter(pl.col("ablated") != NOTHING)
-    if whole.is_empty() or others.is_empty():
+    if others.is_empty():
         return None
-    row = others.sort("value", descending=key == "mae").row(0, named=True)
-    change = f"{METRIC_TITLES[key]} {signed(row['value'] - whole.item())}"
-    return Card("Least to be spared", name_label(row["ablated"]), "", f"without it {change}", "#ablation")
+    row = others.sort("difference", descending=key == "mae").row(0, named=True)
+    change = signed_interval(row["difference"], row["difference_low"], row["difference_high"])
+    note = f"without it {METRIC_TITLES[key]} {change}"
+    return Card("Least to be spared", name_label(row["ablated"]), "", note, "#ablation")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 import polars as pl
 
@@ -19,7 +21,7 @@ from trajlm.report.tables import (
     metric_key,
     metric_title,
     name_label,
-    signed,
+    signed_interval,
 )
 
 WHOLE = "nothing (all events)"
@@ -36,7 +38,10 @@ def _shown(report: Report, target: TargetInfo) -> tuple[pl.DataFrame, list[str]]
 
 
 def ablation_table(report: Report, target: TargetInfo) -> Table | None:
-    """One target: a row per ablated modality, its main metrics and how far each is from nothing ablated."""
+    """One target: a row per ablated modality, its main metrics and how far each is from nothing ablated.
+
+    The difference is paired on the stays that have a belief without the modality.
+    """
     own, metrics = _shown(report, target)
     if not metrics:
         return None
@@ -50,7 +55,7 @@ def ablation_table(report: Report, target: TargetInfo) -> Table | None:
         for metric in metrics:
             here = by_metric.get(metric)
             row.append(NOT_DEFINED if here is None else interval(here["value"], here["low"], here["high"]))
-            row.append(NOT_DEFINED if here is None or ablated == NOTHING else signed(_change(own, here)))
+            row.append(NOT_DEFINED if here is None or ablated == NOTHING else _difference(here))
         rows.append(row)
     unit = f" ({target.unit})" if target.unit else ""
     counts = ["stays", "positives"] if target.kind == "probability" else ["stays"]
@@ -58,72 +63,68 @@ def ablation_table(report: Report, target: TargetInfo) -> Table | None:
     return Table(f"{target.title}{unit}: value [95% interval]", ["Ablated", *counts, *titles], [Block("", "", rows)])
 
 
-def _change(own: pl.DataFrame, row: dict[str, float]) -> float | None:
-    whole = own.filter((pl.col("ablated") == NOTHING) & (pl.col("metric") == row["metric"]))["value"].item()
-    return None if row["value"] is None or whole is None else row["value"] - whole
+def _difference(row: dict[str, Any]) -> str:
+    return signed_interval(row["difference"], row["difference_low"], row["difference_high"])
 
 
 def ablation_figures(report: Report) -> list[Figure]:
-    """A dot and its interval per ablated modality, for the first main metric of each target."""
+    """Per ablated modality how far the first main metric of each target moves, a dot and its interval."""
     return [_dots(report, target) for target in report.targets if _shown(report, target)[1]]
 
 
 def _dots(report: Report, target: TargetInfo) -> Figure:
     own, metrics = _shown(report, target)
     metric, styles = metrics[0], modality_styles(report.modalities)
-    rows = own.filter((pl.col("metric") == metric) & pl.col("value").is_not_null() & pl.col("value").is_not_nan())
-    whole = rows.filter(pl.col("ablated") == NOTHING)
+    known = pl.col("difference").is_not_null() & pl.col("difference").is_not_nan()
     lower = metric_key(metric) in LOWER_IS_BETTER
     # The costliest loss stands first, so that the figure answers which modality the model can least do without.
-    others = rows.filter(pl.col("ablated") != NOTHING).sort("value", descending=lower, maintain_order=True)
-    order = [*whole.iter_rows(named=True), *others.iter_rows(named=True)]
+    rows = own.filter((pl.col("metric") == metric) & (pl.col("ablated") != NOTHING) & known)
+    order = rows.sort("difference", descending=lower, maintain_order=True).to_dicts()
     traces = []
     for place, row in enumerate(order):
-        known = row["low"] is not None and row["high"] is not None
-        name = WHOLE if row["ablated"] == NOTHING else f"without {name_label(row['ablated'])}"
+        at, low, high = row["difference"], row["difference_low"], row["difference_high"]
+        told = low is not None and high is not None
         style = styles.get(row["ablated"], {"color": INK, "symbol": "circle"})
         traces.append(
             go.Scatter(
-                x=[row["value"]],
+                x=[at],
                 y=[place],
                 mode="markers",
-                name=plotly_text(name),
+                name=plotly_text(f"without {name_label(row['ablated'])}"),
                 showlegend=False,
                 marker={"color": style["color"], "symbol": style["symbol"], "size": 10},
                 error_x={
-                    "array": [max(0.0, row["high"] - row["value"])] if known else [0.0],
-                    "arrayminus": [max(0.0, row["value"] - row["low"])] if known else [0.0],
+                    "array": [max(0.0, high - at)] if told else [0.0],
+                    "arrayminus": [max(0.0, at - low)] if told else [0.0],
                     "symmetric": False,
                     "thickness": 1.6,
                     "width": 5,
                 },
-                hovertext=[
-                    plotly_text(f"{interval(row['value'], row['low'], row['high'])}, {count(row['stays'])} stays")
-                ],
+                hovertext=[plotly_text(f"{_difference(row)}, {count(row['stays'])} stays")],
                 hovertemplate="%{hovertext}<extra>%{fullData.name}</extra>",
             )
         )
-    reference = [
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": row["value"], "x1": row["value"],
-         "line": {"color": MUTED, "width": 1, "dash": "dot"}}
-        for row in whole.iter_rows(named=True)
-    ]  # fmt: skip
-    labels = [WHOLE if row["ablated"] == NOTHING else name_label(row["ablated"]) for row in order]
+    zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0,
+            "line": {"color": MUTED, "width": 1, "dash": "dot"}}  # fmt: skip
     title = metric_title(metric)
     unit = f" ({target.unit})" if lower and target.unit else ""
     spec = figure_spec(
         traces,
         100 + 34 * len(order),
-        shapes=reference,
-        xaxis={"title": {"text": plotly_text(title + unit)}, "nticks": 6},
+        shapes=[zero],
+        xaxis={"title": {"text": plotly_text(f"{title} without the modality, minus that with all events{unit}")},
+               "nticks": 6},
         yaxis={
             "range": [len(order) - 0.4, -0.6],
             "tickvals": list(range(len(order))),
-            "ticktext": [plotly_text(label) for label in labels],
+            "ticktext": [plotly_text(name_label(row["ablated"])) for row in order],
             "showgrid": False,
             "ticks": "",
         },
+    )  # fmt: skip
+    worse = "right" if lower else "left"
+    reading = (
+        f"To the {worse} of the dotted line the model does worse without the modality, on the same stays. Bars are "
+        "paired 95% intervals; one that holds the line does not tell the two apart."
     )
-    better = "Lower is better: to the right of" if lower else "Higher is better: to the left of"
-    reading = f"{better} the dotted line, the model does worse without the modality. Bars are 95% intervals."
     return Figure(f"ablation_{target.name}", f"{target.title}: {title} without a modality", reading, spec)

@@ -13,10 +13,12 @@ import polars as pl
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from trajlm.arms import SEQUENCE
 from trajlm.assemble import ENCODER_WEIGHTS, load_trajectory_model
-from trajlm.checkpoint import fingerprint
+from trajlm.checkpoint import fingerprint, read_log
 from trajlm.dataset import Prepared
 from trajlm.errors import TrajlmError
+from trajlm.interpret import ablation
 from trajlm.interpret.ablation import (
     NOTHING,
     ablated_cohort,
@@ -30,9 +32,9 @@ from trajlm.interpret.attention import StayAttention, shown_layer, stay_attentio
 from trajlm.interpret.attribution import require_captum
 from trajlm.interpret.audit import contrast, contrast_summary, decision_thresholds, summarise, with_decisions
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
-from trajlm.interpret.runs import finished_run
+from trajlm.interpret.removal import removal_rows
+from trajlm.interpret.runs import drawn, finished_run
 from trajlm.latents import Latents
-from trajlm.metrics import evaluate
 from trajlm.report.build import OtherRun, RunFindings, StayFindings, build_report
 from trajlm.report.page import write_report
 from trajlm.schema import HELD_OUT, Timeline
@@ -107,7 +109,7 @@ def interpret(config: InterpretConfig) -> Path:
     explained = _explained(config.interventions, model)
     recipe_seed, beliefs = about["recipe"]["seed"], pl.read_parquet(opened.folder / "beliefs.parquet")
     held_out = beliefs.filter(pl.col("split") == HELD_OUT)["stay_id"].unique().sort()
-    held_out = _audited(held_out, config.audit_stays, recipe_seed)
+    held_out = drawn(held_out, config.audit_stays, recipe_seed)
     ablations = _ablations(opened, prepared, held_out, modalities, Path(config.out))
     changes = _changes(opened, ablations, prepared)
 
@@ -194,7 +196,10 @@ def stay_findings(
     notes: bool = False,
     other: TrajectoryModel | None = None,
 ) -> StayFindings:
-    """Beliefs and attention of one stay, with nothing and with each modality ablated; and as ``other`` reads it."""
+    """Beliefs and attention of one stay, with nothing and with each modality ablated; and as ``other`` reads it.
+
+    Of a stay longer than a model reads the events that it reads are ablated: none that came later moves up.
+    """
     timeline = prepared.timeline(stay_id)
 
     def read(one: TrajectoryModel) -> RunFindings:
@@ -204,9 +209,11 @@ def stay_findings(
             seen = None if layer is None else stay_attention(one, one.encode_timeline(part), layer)
             return belief_trajectory(one, part, notes), seen
 
-        ablated = {m: look(part) for m, part in ablated_timelines(timeline, modalities).items()}
+        fits = one.encode_timeline(timeline).event_index[0].tolist()
+        whole = replace(timeline, events=tuple(timeline.events[i] for i in fits))
+        ablated = {m: look(part) for m, part in ablated_timelines(whole, modalities).items()}
         # Events keep the numbers they have in the whole stay.
-        kept = {m: [i for i, event in enumerate(timeline.events) if event.modality != m] for m in ablated}
+        kept = {m: [i for i in fits if timeline.events[i].modality != m] for m in ablated}
         numbered = {m: (_numbered(frame, kept[m]), seen) for m, (frame, seen) in ablated.items()}
         return RunFindings(*look(timeline), numbered)
 
@@ -217,10 +224,6 @@ def _numbered(frame: pl.DataFrame, numbers: Sequence[int]) -> pl.DataFrame:
     return frame.with_columns(pl.Series("event_index", [numbers[i] for i in frame["event_index"]], dtype=pl.Int64))
 
 
-def _audited(stays: pl.Series, most: int, seed: int) -> pl.Series:
-    return stays if most == 0 or len(stays) <= most else stays.sample(most, seed=seed).sort()
-
-
 def _ablations(
     opened: OpenedRun, prepared: Prepared, stays: pl.Series, modalities: Sequence[str], out: Path
 ) -> pl.DataFrame:
@@ -229,7 +232,7 @@ def _ablations(
     latents = Latents(run / "latents", prepared, model.encoders.modalities)
     positions = np.array([prepared.position(s) for s in stays])
     positions = positions[np.argsort(np.diff(prepared.bounds)[positions], kind="stable")]
-    key = fingerprint(run / "metrics.json", list(modalities), stays.to_list())[:16]
+    key = fingerprint(run / "metrics.json", ablation.MEANING, list(modalities), stays.to_list())[:16]
     folder = out / "work" / key
     folder.mkdir(parents=True, exist_ok=True)
     frames = []
@@ -254,22 +257,31 @@ def ablation_metrics(
     targets: Sequence[dict[str, str]],
     recipe: dict[str, Any],
 ) -> pl.DataFrame:
-    """Held-out metrics at the end of the window, with nothing and with each modality ablated in every stay."""
-    frames = []
-    for ablated in (NOTHING, *modalities):
-        cohort = ablated_cohort(ablations, ablated)
-        if ablated == NOTHING:
-            cohort = ablations.filter(pl.col("ablated") == NOTHING)
-        rows = evaluate(
-            cohort,
-            prepared.stays,
-            [(t["name"], t["kind"]) for t in targets],  # type: ignore[misc]
-            [None],
-            recipe["finetuning"]["bootstrap_resamples"],
-            recipe["seed"],
-        )
-        frames.append(rows.with_columns(pl.lit(ablated).alias("ablated")))
-    return pl.concat(frames)
+    """Held-out metrics at the end of the window, with nothing and with each modality ablated in every stay.
+
+    Returns:
+        REMOVAL_COLUMNS, with ``ablated`` for ``removed``, and ``positives`` (null for hours). The difference is to the
+        figure with nothing ablated of the same stays: one that holds nothing but what is ablated has no belief without.
+    """
+    whole = ablations.filter(pl.col("ablated") == NOTHING)
+    cohorts = {NOTHING: whole} | {name: ablated_cohort(ablations, name) for name in modalities}
+    beliefs = pl.concat(
+        frame.with_columns(removed=pl.lit(name), changed=pl.col("ablated") != NOTHING)
+        for name, frame in cohorts.items()
+    )
+    named = [(t["name"], t["kind"]) for t in targets]
+    drawing = recipe["finetuning"]["bootstrap_resamples"], recipe["seed"]
+    rows = removal_rows(beliefs, prepared.stays, named, SEQUENCE, *drawing)  # type: ignore[arg-type]
+    positives = pl.concat(
+        beliefs.group_by("removed").agg(target=pl.lit(name), positives=_positives(name, kind)) for name, kind in named
+    )
+    rows = rows.join(positives, on=["removed", "target"], how="left", maintain_order="left")
+    return rows.rename({"removed": "ablated"})
+
+
+def _positives(target: str, kind: str) -> pl.Expr:
+    counted = pl.col(f"target_{target}").sum().cast(pl.Int64)
+    return counted if kind == "probability" else pl.lit(None, pl.Int64)
 
 
 def _pretraining(about: dict[str, Any]) -> dict[str, Any] | None:
@@ -285,4 +297,4 @@ def _pretraining(about: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _history(run: Path) -> list[dict[str, Any]]:
-    return history([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
+    return history(read_log(run))

@@ -105,6 +105,13 @@ def signed(value: float | None) -> str:
     return text if text == NOT_DEFINED or text.startswith("−") else f"+{text}"
 
 
+def signed_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference ``[low, high]``, without the interval where it is unknown."""
+    ends = [signed(end) for end in (low, high)]
+    known = signed(value) != NOT_DEFINED and NOT_DEFINED not in ends
+    return f"{signed(value)} [{', '.join(ends)}]" if known else signed(value)
+
+
 def metric_title(metric: str) -> str:
     """A metric as a reader would write it."""
     return METRIC_TITLES.get(metric_key(metric), name_label(metric))
@@ -171,9 +178,7 @@ def _differences(own: pl.DataFrame, target: TargetInfo) -> list[str]:
     parts = []
     for metric in main_first(list(by_metric), target.kind)[:2]:
         row = by_metric[metric]
-        ends = [signed(row[end]) for end in ("low", "high")]
-        shown = "" if NOT_DEFINED in ends else f" [{', '.join(ends)}]"
-        parts.append(f"{metric_title(metric)} {signed(row['value'])}{shown}")
+        parts.append(f"{metric_title(metric)} {signed_interval(row['value'], row['low'], row['high'])}")
     return parts
 
 
