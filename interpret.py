@@ -3,15 +3,13 @@
 python interpret.py --run RUN --out REPORT [--stay ID ...] [--ablate MODALITY ...]
 """
 
-import argparse
-
-from trajlm.flags import run_command
+from trajlm.flags import PlainParser, run_command
 from trajlm.resources import cost_of
 
 
 def main() -> None:
     """Parse first: a mistake in a flag should not wait for torch."""
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="interpret.py",
         description="Belief trajectories, attention heatmaps and missing-modality ablations of a fine-tuned run, as "
         "one HTML file that opens with no network.",

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from trajlm.errors import TrajlmError
-from trajlm.flags import run_command
+from trajlm.flags import PlainParser, run_command
 from trajlm.resources import cost_of
 
 EPILOG = """the pipeline:
@@ -21,13 +21,13 @@ A research tool, not a medical device."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="trajlm",
         description="ICU stays as sequences of events and of beliefs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = PlainParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="print the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -124,6 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# Which of the cohorts that come with this package read a flag, where not all do; others may read any.
+BUILT_IN = {"synthetic", "mimic", "eicu", "physionet2012", "meds"}
+_MIMIC, _EICU = ("synthetic", "mimic"), ("synthetic", "eicu")
+COHORTS_OF = {
+    "sets": ("physionet2012",),
+    "notes_folder": _MIMIC,
+    "images_folder": _MIMIC,
+    "items": _MIMIC,
+    "discharge_notes": _MIMIC,
+    "image_pixels": _MIMIC,
+    "further_modalities": _EICU,
+    "aps_at_admission": _EICU,
+    "least_code_share": _EICU,
+    "mapping": ("meds",),
+}
+
+
 def _add_prepare_flags(prepare: argparse.ArgumentParser) -> None:
     """Flags for the settings of section ``prepare``, and one for each place that they name."""
     add = prepare.add_argument
@@ -135,9 +152,24 @@ def _add_prepare_flags(prepare: argparse.ArgumentParser) -> None:
     add("--window-hours", type=float, help="leave out events later than this (default 48)")
     add("--whole-stay", action="store_true", help="keep the whole stay instead of a window")
     add("--before-admission-hours", type=float, help="keep rows so long before admission, at hour 0 (default 0)")
-    add("--bin-hours", type=float, help="rows of a modality within a bin form one event; 0 is one minute")
-    add("--result-times", choices=["available", "charted"], help="date results by when they were known (default)")
-    add("--paper-faithful", action="store_true", default=None, help="every choice of the paper, leaks included")
+    add(
+        "--bin-hours",
+        type=float,
+        help="rows of a modality within a bin form one event; 0 is one minute (default: 1 "
+        "for synthetic and mimic, 0 for the others)",
+    )
+    add(
+        "--result-times",
+        choices=["available", "charted"],
+        help="date a result by when it could be known (available, "
+        "the default) or by when the specimen was taken (charted, a leak)",
+    )
+    add(
+        "--paper-faithful",
+        action="store_true",
+        default=None,
+        help="the paper's window (the whole stay), times, notes and severity variables, leaks included",
+    )
     add("--seed", type=int, help="seed of the split (default 0)")
     add("--processes", type=int, help="shards of stays to prepare at a time (default 1)")
     add("--rejected-rows", type=int, help="most rejected rows to store per table and reason (default 1,000,000)")
@@ -166,11 +198,18 @@ def _settings(arguments: argparse.Namespace) -> object:
         for field in dataclasses.fields(PrepareConfig)
         if getattr(arguments, field.name, None) is not None
     }
+    if arguments.paper_faithful and arguments.result_times == "available":
+        raise TrajlmError("--result-times available contradicts --paper-faithful, which dates results as charted")
     if arguments.window_hours is not None and (arguments.whole_stay or arguments.paper_faithful):
         raise TrajlmError("--window-hours contradicts --whole-stay and --paper-faithful, which keep whole stays")
     if arguments.whole_stay:
         given["window_hours"] = None
-    return dataclasses.replace(settings, **given)
+    found = dataclasses.replace(settings, **given)
+    for name, cohorts in COHORTS_OF.items():
+        if name in given and found.cohort in BUILT_IN.difference(cohorts):
+            flag = f"--{name.replace('_', '-')}"
+            raise TrajlmError(f"{flag} is read by cohort {' and '.join(cohorts)}, not by {found.cohort}")
+    return found
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -203,6 +242,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.memory:
             from trajlm.memory import table as memory_table
 
+            if min(arguments.stays, arguments.events) < 1:
+                raise TrajlmError("--stays and --events must be at least 1")
             print(memory_table(arguments.stays, arguments.events))
         else:
             from trajlm.presets import table

@@ -47,7 +47,7 @@ class PrepareConfig:
         least_code_share: eICU only: a code or laboratory test is a feature if at least this share of the training stays
             hold it.
         mapping: MEDS only: YAML file that sends codes to modalities and names the targets.
-        paper_faithful: restore every choice of the paper (whole stays, discharge summaries, charted times, severity
+        paper_faithful: restore the choices of the paper (whole stays, discharge summaries, charted times, severity
             variables at admission; eICU: drug orders by their start, of the demographics age, gender and ethnicity
             alone, no stays without laboratory results), leaks included.
         image_pixels: chest X-rays are stored greyscale, centre-cropped to a square of this many pixels a side.
@@ -406,14 +406,19 @@ class Recipe:
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
 
 
+def is_section(name: str) -> bool:
+    """Whether this key of a recipe holds keys of its own."""
+    return any(key.startswith(f"{name}.") for key in valid_keys())
+
+
 def from_dict(config: type, values: dict[str, Any]) -> Any:
     """Build a settings dataclass, sections included, from plain values."""
     sections = {f.name: f.default_factory for f in dataclasses.fields(config)}
     built = {}
     for name, value in values.items():
         section = sections.get(name)
-        is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
-        built[name] = from_dict(cast(type, section), dict(value)) if is_section and isinstance(value, dict) else value
+        nested = isinstance(section, type) and dataclasses.is_dataclass(section) and isinstance(value, dict)
+        built[name] = from_dict(cast(type, section), dict(value)) if nested else value
     return config(**built)
 
 

@@ -31,7 +31,7 @@ from trajlm.assemble import build_encoders, build_trajectory_model, load_encoder
 from trajlm.backbones import config_of, describe, starts_at_random
 from trajlm.baselines import scores_of, tabular_beliefs
 from trajlm.cards import finetuning_card
-from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, write_tensors, write_text
+from trajlm.checkpoint import RunFolder, data_fingerprint, fingerprint, read_run, write_tensors, write_text
 from trajlm.config import EncoderConfig, Recipe
 from trajlm.dataset import Prepared, load_prepared
 from trajlm.encoders.aligned import AlignedEncoders
@@ -88,10 +88,15 @@ class Finetuning:
 def finetune(recipe: Recipe) -> Path:
     """Run the stage; a finished run is left as it is, an interrupted one goes on. Returns the run folder.
 
-    One that is asked for more baselines or ensembles than it has is given those; the others stay as they are.
+    Without ``data`` it reads what the encoders were pretrained on. A run that is asked for more baselines or ensembles
+    than it has is given those; the others stay as they are.
     """
+    if recipe.data is None and recipe.encoders != "scratch":
+        recipe.data = read_run(recipe.encoders)["recipe"]["data"]
     if recipe.data is None or recipe.out is None:
-        raise TrajlmError("fine-tuning needs --data PREPARED and --out RUN")
+        raise TrajlmError(
+            "fine-tuning needs --out RUN, and --data PREPARED where --encoders RUN does not tell what it read"
+        )
     chosen_tracker(recipe.tracker)
     prepared = load_prepared(recipe.data)
     accelerator = make_accelerator()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
 
-from trajlm.config import Recipe, from_dict, valid_keys
+from trajlm.config import Recipe, from_dict, is_section, valid_keys
 from trajlm.errors import SharedError, TrajlmError
+
+
+class PlainParser(argparse.ArgumentParser):
+    """Parses flags of a command that takes no recipe; a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as a TrajlmError, which says where more is told."""
+        raise TrajlmError(f"{message} ({self.prog} --help tells them all)")
 
 
 class Parser(ArgumentParser):
@@ -25,18 +37,22 @@ class Parser(ArgumentParser):
 
 _UNKNOWN_KEY = re.compile(
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"
-    r"|(?:unrecognized arguments: --|[Kk]ey |[Oo]ption )'?(?P<flag>[\w.]+)'?"
+    r"|(?:unrecognized arguments: --|[Kk]ey |[Oo]ption )'?(?P<flag>[\w.-]+)'?"
 )
+_LIST = re.compile(r"[\"'](?P<key>[\w.]+)[\"'].*Expected a <class 'list'>\. Got value: (?P<value>\S+)")
 
 
 def _with_suggestion(message: str) -> str:
     first = " ".join(message.split())
+    listed = _LIST.search(first)
+    if listed:
+        return f"{listed['key']} is a list, came {listed['value']}; write --{listed['key']} '[{listed['value']}]'"
     found = _UNKNOWN_KEY.search(first)
     if not found:
         return first
     group, option = found["group"], found["option"] or found["flag"]
     key = option if group is None or option.startswith(group) else f"{group}.{option}"
-    nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(key.replace("-", "_"), valid_keys(), n=1, cutoff=0.0)[0]
     return f"{key!r} is not a setting; the nearest is {nearest!r}"
 
 
@@ -51,10 +67,37 @@ def recipe_parser(program: str, description: str) -> Parser:
 
 def parse_recipe(parser: Parser, arguments: Sequence[str] | None = None) -> Recipe:
     """Flags and YAML to a checked recipe."""
-    parsed = parser.parse_args(arguments).clone()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for word in given:
+        if word.startswith("--prepare."):
+            flag = word.partition("=")[0].removeprefix("--prepare.").replace("_", "-")
+            raise TrajlmError(f"{word.partition('=')[0]} is read by `trajlm prepare` alone, as --{flag}")
+    for file in _configs(given):
+        _require_sections(file)
+    parsed = parser.parse_args(given).clone()
     for name in ("config", "debug"):
         parsed.pop(name, None)
     return from_dict(Recipe, parsed.as_dict())
+
+
+def _configs(given: Sequence[str]) -> list[Path]:
+    named = [word.removeprefix("--config=") for word in given if word.startswith("--config=")]
+    named += [value for word, value in itertools.pairwise(given) if word == "--config"]
+    return [Path(name) for name in named if Path(name).is_file()]
+
+
+def _require_sections(file: Path) -> None:
+    """Raise TrajlmError for a recipe that holds nothing, or a section that holds no keys."""
+    try:
+        read = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the parser tells what is wrong
+    if not isinstance(read, dict):
+        raise TrajlmError(f"{file}: expected keys of a recipe and their values, came {read or 'an empty file'}")
+    for name, held in read.items():
+        if is_section(name) and not isinstance(held, dict):
+            came = "nothing; leave it out" if held is None else repr(held)
+            raise TrajlmError(f"{file}: section {name}: expected keys and values, came {came}")
 
 
 def run_command(command: Callable[[], object]) -> NoReturn:

@@ -70,9 +70,16 @@ def finished_run(folder: Path, data: Path | str | None) -> tuple[dict[str, Any],
         TrajlmError: fine-tuning has not finished there, or the prepared folder is another.
     """
     about = read_run(folder)
+    if about["stage"] != "finetuning":
+        raise TrajlmError(f"{folder} is a run of {about['stage']}; expected one of finetune.py")
     if not (folder / "metrics.json").exists():
         raise TrajlmError(f"{folder}: fine-tuning has not finished there; run finetune.py again to resume it")
-    prepared = load_prepared(data or about["recipe"]["data"])
+    made_from = Path(data or about["recipe"]["data"])
+    if data is None and not made_from.exists():
+        raise TrajlmError(
+            f"{folder} was made from {made_from}, which is not there, seen from here; name it with --data"
+        )
+    prepared = load_prepared(made_from)
     if data_fingerprint(prepared.folder) != about["inputs"]["data"]:
         raise TrajlmError(f"{prepared.folder} is not what {folder} was made from; name the right folder with --data")
     return about, prepared

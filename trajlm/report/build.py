@@ -80,7 +80,7 @@ def build_report(
         subtitle=_sentence(metrics["description"]),
         targets=target_infos(metrics),
         facts=_facts(run, prepared, environment, metrics, pretraining),
-        warnings=_warnings(prepared, metrics, read_run(run)["recipe"]["finetuning"], model),
+        warnings=_warnings(prepared, metrics, read_run(run)["recipe"], model),
         metrics=_arm_metrics(metrics, other),
         calibration=_calibration(run, prepared, metrics, other),
         presence=_presence(manifest),
@@ -166,9 +166,8 @@ def _network_counts(model: TrajectoryModel) -> str:
     )
 
 
-def _warnings(
-    prepared: Prepared, metrics: dict[str, Any], finetuning: dict[str, Any], model: TrajectoryModel
-) -> list[str]:
+def _warnings(prepared: Prepared, metrics: dict[str, Any], recipe: dict[str, Any], model: TrajectoryModel) -> list[str]:
+    finetuning = recipe["finetuning"]
     warnings = ["Beliefs were learned from one cohort and were not validated elsewhere."]
     if prepared.manifest["invented"]:
         warnings.append("These patients are invented: the figures say that the pipeline works, nothing about medicine.")
@@ -181,6 +180,17 @@ def _warnings(
         warnings.append(
             "Every event brings along the newest of every modality, demographics among them (event_context newest): "
             "attention on the demographics event understates their weight. Ablations do not."
+        )
+    past = {
+        "event_latents": finetuning["event_latents"] != "own",
+        "event_inputs": finetuning["event_inputs"] != "latent",
+        "encoder.state": recipe["encoder"]["state"],
+    }
+    if any(past.values()):
+        told = ", ".join(name for name, tells in past.items() if tells)
+        warnings.append(
+            f"An event also tells of its modality's past ({told}): attention on earlier events understates what they "
+            "count for. Ablations do not."
         )
     if finetuning["readout"] == "predict_and_event":
         warnings.append(
