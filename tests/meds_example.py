@@ -120,7 +120,8 @@ class Expected:
 def expected(rows: Sequence[Row], window: float | None, before: float) -> Expected:
     """What MAPPING makes of the rows, one row after another, without any table."""
     told = Expected()
-    valued = {row[2] for row in rows if row[3] is not None}
+    counts = {code: [row[3] is not None for row in rows if row[2] == code] for code in {row[2] for row in rows}}
+    valued = {code for code, has in counts.items() if any(has) and sum(has) >= 0.1 * len(has)}
     for subject in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == subject]
         times = {name: sorted({h for _, h, code, *_ in mine if code.startswith(name)})
@@ -138,7 +139,7 @@ def expected(rows: Sequence[Row], window: float | None, before: float) -> Expect
         for stay_id, start, end, following in kept:
             limit = end if end is not None else following
             died = death is not None and (limit is None or death <= limit)
-            ended = end if end is not None else death if died else None
+            ended = death if died else end
             mortality = 1 if died else 0 if end is not None else None
             told.stays[stay_id] = (subject, None if ended is None else ended - start, mortality)
         for row in mine:

@@ -152,6 +152,42 @@ def test_a_subject_as_one_stay(root: Path) -> None:
     }
 
 
+def test_nobody_is_in_the_unit_after_death(root: Path) -> None:
+    rows = [
+        (1, 0, "ICU_ADMISSION"), (1, 5, "MEDS_DEATH"), (1, 30, "ICU_DISCHARGE"),
+        (2, 0, "ICU_ADMISSION"), (2, 5, "MEDS_DEATH"),
+        (3, 0, "ICU_ADMISSION"), (3, 26280, "MEDS_DEATH"),
+        (4, 0, "ICU_ADMISSION"), (4, 30, "ICU_DISCHARGE"), (4, 40, "MEDS_DEATH"),
+    ]  # fmt: skip
+    write(root, {"0": rows})
+    came = read(root)
+    columns = ("stay_id", "hours_in_unit", LENGTH_OF_STAY, MORTALITY)
+    assert came.stays.select(columns).rows() == [
+        (1001, 5.0, 30.0, 1), (2001, 5.0, 5.0, 1), (3001, None, None, None), (4001, 30.0, 30.0, 0)
+    ]  # fmt: skip
+    assert any(note.startswith("1 stays have no end and a death more than 30 days") for note in came.raw.notes)
+    longer = read(root, MAPPING + "open_stay_days: 2000\n").stays
+    assert longer.filter(pl.col("stay_id") == 3001).select(columns[1:]).row(0) == (26280.0, 26280.0, 1)
+
+
+def test_a_stray_value_makes_no_quantity_of_a_code(root: Path) -> None:
+    """One value in a hundred rows, in a stay or out of any, held out or not, costs the others nothing."""
+    stays = [row for s in range(1, 31) for row in ((s, 0, "ICU_ADMISSION"), (s, 1, "DRUG//a"), (s, 9, "ICU_DISCHARGE"))]
+    plain = read(write(root / "plain", {"0": stays}))
+    stray = read(write(root / "stray", {"0": [*stays, (30, 99, "DRUG//a", 5.0)]}))
+    assert stray.measurements.equals(plain.measurements)
+    assert stray.measurements.height == 30
+    assert [f.kind for f in stray.raw.features if f.name == "DRUG//a"] == ["category"]
+    assert any("1 values are left out, most often of DRUG//a (1)" in note for note in stray.raw.notes)
+    assert "values are left out" not in " ".join(plain.raw.notes)
+
+
+def test_nan_is_no_value(root: Path) -> None:
+    rows = [*STAY[:2], (1, 4, "LAB//2", float("nan")), (1, 5, "LAB//2", float("nan")), STAY[2]]
+    came = read(write(root, {"0": rows})).measurements.filter(pl.col("feature") == "LAB//2")
+    assert came.select("hours_since_admission", "value").rows() == [(4.0, 1.0), (5.0, 1.0)]
+
+
 def test_ids_of_stays_depend_on_nothing_but_subject_and_ordinal(tmp_path: Path) -> None:
     many = [*random_rows(3, range(5)), *random_rows(4, [2**62, 2**62 + 1])]
     assert any(row[0] >= 2**62 and row[2].startswith("ICU_ADM") for row in many)

@@ -19,10 +19,10 @@ from trajlm.cohorts.leaks import length_leak
 from trajlm.cohorts.ledger import RowLedger
 from trajlm.cohorts.meds_events import EventReader
 from trajlm.cohorts.meds_files import CODES, DATA, Dataset, check_columns
-from trajlm.cohorts.meds_index import PATIENT, Index, read_index
+from trajlm.cohorts.meds_index import LEAST_VALUED, PATIENT, Index, read_index
 from trajlm.cohorts.meds_mapping import MedsMapping, load_mapping
 from trajlm.cohorts.meds_stays import find_stays
-from trajlm.cohorts.meds_targets import dataset_splits, with_targets
+from trajlm.cohorts.meds_targets import dataset_splits, died_late, with_targets
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError
 from trajlm.schema import (
@@ -155,12 +155,12 @@ def _ages(mapping: MedsMapping, kept: pl.DataFrame) -> pl.DataFrame:
 
 
 def _features(mapping: MedsMapping, reader: EventReader, units: pl.DataFrame) -> tuple[Feature, ...]:
-    """A feature per code that gave a measurement: continuous where the code ever has a value, else a category."""
+    """A feature per code that gave a measurement: continuous where the code has values, else a category."""
     features = [] if mapping.age is None else [Feature(mapping.age, AGE, "years")]
     used = reader.codes.filter(pl.col("code_index").is_in(sorted(reader.used)))
     for row in used.join(units, on="code", how="left", maintain_order="left").iter_rows(named=True):
         modality = mapping.modalities[row["modality"]]
-        continuous = row["valued"] > 0
+        continuous = row["continuous"]
         features.append(
             Feature(
                 modality=row["modality"],
@@ -182,6 +182,16 @@ def _stay_rows(kept: pl.DataFrame) -> pl.DataFrame:
     return conform(frame.select(list(columns)), columns, "stays").sort("stay_id")
 
 
+def _most(codes: pl.DataFrame, count: str) -> str:
+    """The codes that have the most of ``count``, in words."""
+    common = codes.sort(count, "code", descending=[True, False]).select("code", count).head(_MOST_SHOWN)
+    return ", ".join(f"{code} ({number})" for code, number in common.iter_rows())
+
+
+def _numeric(mapping: MedsMapping) -> list[str]:
+    return [name for name, modality in mapping.modalities.items() if modality.kind == "numeric"]
+
+
 def _note(dataset: Dataset, mapping: MedsMapping, index: Index, kept: pl.DataFrame, spool: Spool) -> None:
     """What the mapping may have missed."""
     subjects = index.subjects.height - index.markers.filter(pl.col("role") == "start")["subject_id"].n_unique()
@@ -191,11 +201,26 @@ def _note(dataset: Dataset, mapping: MedsMapping, index: Index, kept: pl.DataFra
         notes.append(f"{subjects} of {index.subjects.height} subjects have no stay")
     if open_ended:
         notes.append(f"{open_ended} stays have no end: unless the patient died in it their length is unknown")
+    late = kept.filter(died_late(mapping)).height
+    if late:
+        notes.append(
+            f"{late} stays have no end and a death more than {mapping.open_stay_days:g} days after their start: "
+            "whether the patient died in it is unknown"
+        )
     unmapped = index.codes.filter(~pl.col("mapped"), pl.col("role").is_null())
     if unmapped.height:
-        common = unmapped.sort("rows", "code", descending=[True, False]).select("code", "rows").head(_MOST_SHOWN)
-        shown = ", ".join(f"{code} ({rows})" for code, rows in common.iter_rows())
-        notes.append(f"{unmapped.height} codes are mapped to no modality, most often {shown}")
+        notes.append(f"{unmapped.height} codes are mapped to no modality, most often {_most(unmapped, 'rows')}")
+    stray = index.codes.filter(
+        pl.col("valued") > 0,
+        ~pl.col("continuous"),
+        pl.col("role").is_null(),
+        pl.col("modality").is_in(_numeric(mapping)),
+    )
+    if stray.height:
+        notes.append(
+            f"{stray.height} codes have a value in less than {LEAST_VALUED:.0%} of their rows and stand for their "
+            f"presence alone: {stray['valued'].sum()} values are left out, most often of {_most(stray, 'valued')}"
+        )
     codes = index.codes["code"]
     places = [*mapping.role_codes.values(), *(m.codes for m in mapping.modalities.values()), mapping.left_out]
     idle = [prefix for prefixes in places for prefix in prefixes if not codes.str.starts_with(prefix).any()]

@@ -34,7 +34,7 @@ def _place() -> pl.Expr:
     place = (
         pl.when(pl.col("role").is_not_null()).then(_ROLE).when(unknown).then(_UNMAPPED).when(unwanted).then(_UNWANTED)
     )
-    place = place.when(pl.col("kind") == "text").then(_TEXT).when(pl.col("valued") > 0).then(_CONTINUOUS)
+    place = place.when(pl.col("kind") == "text").then(_TEXT).when("continuous").then(_CONTINUOUS)
     return place.otherwise(_CATEGORY).cast(pl.Int8)
 
 

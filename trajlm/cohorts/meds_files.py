@@ -254,6 +254,11 @@ def _typed(frame: pl.DataFrame, columns: Mapping[str, Column], further: Sequence
         pl.col(name).cast(column.dtype) if name in frame.columns else pl.lit(None, column.dtype).alias(name)
         for name, column in columns.items()
     ]
+    typed = [
+        # Some writers put NaN where there is no value; of a label it is an error.
+        column.fill_nan(None) if name == "numeric_value" else column
+        for name, column in zip(columns, typed, strict=True)
+    ]
     text = [pl.col(name).cast(pl.String) for name in further if name in frame.columns]
     if frame.width == 0:
         dtypes = {name: column.dtype for name, column in columns.items()}

@@ -1,6 +1,6 @@
 """A first, narrow pass over the shards of a MEDS dataset: its codes, the rows that make stays, and its order checked.
 
-Whether a code ever has a value, where stays start and end and which static rows stand cannot be told from a row alone;
+Whether a code has values, where stays start and end and which static rows stand cannot be told from a row alone;
 events are read in a second pass. What is kept in memory grows with subjects, stays and distinct codes, not with rows.
 """
 
@@ -20,6 +20,8 @@ _NARROW = {name: DATA[name] for name in ("subject_id", "time", "code", "numeric_
 _WHERE = {"part": pl.Int32(), LINE: pl.Int64(), "subject_id": pl.Int64(), "time": pl.Datetime("us")}
 _CODES = {"code": pl.Categorical(), "role": pl.String(), "modality": pl.String(), "prefix": pl.String(),
           "mapped": pl.Boolean(), "static": pl.Boolean()}  # fmt: skip
+# Share of a code's rows that must have a value for it to be a quantity: by a stray one all its other rows would go.
+LEAST_VALUED = 0.1
 _COUNTS = {"code": pl.Categorical(), "rows": pl.Int64(), "valued": pl.Int64()}
 
 
@@ -28,9 +30,9 @@ class Index:
     """What the first pass found.
 
     Attributes:
-        codes: ``code, role, modality, prefix, mapped, static, rows, valued`` of every distinct code; ``modality`` is
-            null where the mapping leaves the code out or (not ``mapped``) does not know it; ``valued`` counts its rows
-            with a numeric value.
+        codes: ``code, role, modality, prefix, mapped, static, rows, valued, continuous`` of every distinct code;
+            ``modality`` is null where the mapping leaves the code out or (not ``mapped``) does not know it; ``valued``
+            counts its rows with a numeric value, and it is ``continuous`` where they are ``LEAST_VALUED`` of all.
         markers: ``part, line, subject_id, time, role, patient`` of the rows that start or end a stay or a life.
         statics: ``part, line, subject_id, time, modality, prefix`` of the dated rows of static modalities.
         subjects: ``subject_id, last`` of every subject, ``last`` being its last dated row.
@@ -153,4 +155,6 @@ class _Gathered:
     def index(self, subjects: pl.DataFrame) -> Index:
         """All that was taken."""
         codes = self._codes.join(self._counts, on="code", how="left").cast({"code": pl.String}).sort("code")
+        enough = (pl.col("valued") > 0) & (pl.col("valued") >= LEAST_VALUED * pl.col("rows"))
+        codes = codes.with_columns(enough.alias("continuous"))
         return Index(codes, pl.concat(self._markers), pl.concat(self._statics), subjects)

@@ -50,7 +50,7 @@ class ModalityMapping:
 
     Args:
         codes: prefixes of its codes; the longest prefix over all modalities wins.
-        kind: numeric (values, or the mere presence of a code that never has one) or text (``text_value``).
+        kind: numeric (values, or the mere presence of a code that has none) or text (``text_value``).
         static: known at admission: undated rows, and of each prefix the rows of its latest time up to the stay's start.
         least_share: leave a code out unless at least this share of the training split's stays hold it.
         aggregate: what stands where one event holds several values of a code: the last, or for amounts their sum.
@@ -86,6 +86,8 @@ class MedsMapping:
             the dataset; may hold wildcards.
         prediction_time: whether a label's prediction time closes the timeline of its stay, or is ignored (a leak).
         splits: dataset takes the dataset's own subject splits; own splits patients anew.
+        open_stay_days: of a stay that neither an end nor a next start closes, a death within so many days of its start
+            is in it; of a later one that is unknown.
         patient_column: column of the data that names the patient, where a subject is less than a patient.
     """
 
@@ -100,6 +102,7 @@ class MedsMapping:
     targets: dict[str, str] = field(default_factory=dict)
     prediction_time: Literal["closes", "ignored"] = "closes"
     splits: Literal["own", "dataset"] = "own"
+    open_stay_days: float = 30.0
     patient_column: str | None = None
 
     @cached_property

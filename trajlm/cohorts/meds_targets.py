@@ -28,19 +28,20 @@ def with_targets(dataset: Dataset, mapping: MedsMapping, table: pl.DataFrame, su
     """``table`` (of :class:`Stays`) with ``hours_in_unit``, a column per target and ``closes``.
 
     Targets without a label file are told from the stay: mortality is a death up to its end, unknown where neither end
-    nor death is; length of stay is ``hours_in_unit``, up to the end, or to the death where nothing ends the stay.
+    nor death is; length of stay runs up to the end, or to the death where nothing ends the stay. ``hours_in_unit`` runs
+    up to the death where that comes first, so that nobody counts as still in the unit after it.
 
     Raises:
         UnexpectedInput: a label file lacks the columns it must have, or holds a value that its target cannot be.
     """
-    until = pl.coalesce("left", "next_start")
-    within = (pl.col("died") >= pl.col("start")) & ((pl.col("died") <= until) | until.is_null())
-    died = within.fill_null(False)
-    table = table.with_columns(ended=pl.coalesce("left", pl.when(died).then("died")))
-    hours = hours_between("start", "ended").alias("hours_in_unit")
-    table = table.with_columns(hours).with_columns(
+    until = pl.coalesce("left", "next_start", _open_until(mapping))
+    died = pl.col("died").is_between("start", until).fill_null(False)
+    in_stay = pl.when(died).then("died")
+    table = table.with_columns(gone=pl.coalesce(in_stay, "left"), ended=pl.coalesce("left", in_stay))
+    table = table.with_columns(
         pl.when(died).then(1).when(pl.col("left").is_not_null()).then(0).cast(pl.Int8).alias(MORTALITY),
-        pl.col("hours_in_unit").alias(LENGTH_OF_STAY),
+        hours_between("start", "gone").alias("hours_in_unit"),
+        hours_between("start", "ended").alias(LENGTH_OF_STAY),
     )
     if not mapping.deaths:
         table = table.with_columns(pl.lit(None, pl.Int8).alias(MORTALITY))
@@ -56,6 +57,15 @@ def with_targets(dataset: Dataset, mapping: MedsMapping, table: pl.DataFrame, su
             dataset.notes.append(f"{absent} stays have no label for {target.removeprefix('target_')}")
     closes = pl.concat(closing).group_by("stay_id").agg(pl.col(CLOSES).min())
     return table.join(closes, on="stay_id", how="left", maintain_order="left")
+
+
+def _open_until(mapping: MedsMapping) -> pl.Expr:
+    return pl.col("start") + pl.duration(microseconds=round(mapping.open_stay_days * 24 * _HOUR))
+
+
+def died_late(mapping: MedsMapping) -> pl.Expr:
+    """Whether a stay that nothing closes is followed by a death too late to be told its own."""
+    return pl.col("left").is_null() & pl.col("next_start").is_null() & (pl.col("died") > _open_until(mapping))
 
 
 def _labels(dataset: Dataset, pattern: str, target: str, table: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
