@@ -73,8 +73,9 @@ def read(raw: Path, **options) -> Read:
 
 
 def values(result: Read, modality: str, stay: int = ANNA) -> list[tuple[float, str, float]]:
-    """(hours, feature, value) of a stay in the order spooled."""
+    """(hours, feature, value) of a stay in the order of measuring."""
     rows = result.measurements.filter(pl.col("stay_id") == stay, pl.col("modality") == modality)
+    rows = rows.sort("measured", maintain_order=True)
     return list(rows.select("hours_since_admission", "feature", "value").iter_rows())
 
 

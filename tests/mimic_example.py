@@ -174,8 +174,9 @@ def reasons(result: Read, table: str) -> dict[int, str]:
 
 
 def values(result: Read, stay: int, feature: str) -> list[tuple[float, float]]:
-    """Hours and values of a feature of a stay, as read."""
+    """Hours and values of a feature of a stay in the order of measuring."""
     mine = result.measurements.filter(pl.col("stay_id") == stay, pl.col("feature") == feature)
+    mine = mine.sort("measured", maintain_order=True)
     return list(mine.select("hours_since_admission", "value").iter_rows())
 
 

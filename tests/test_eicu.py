@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from cohort_example import read_cohort
+from cohort_example import Read, read_cohort
 from eicu_example import ANNA, BEN, FURTHER, ROW, read, reasons, values, write
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -21,6 +21,7 @@ from trajlm.cohorts.eicu_readings import APS_VARIABLES
 from trajlm.cohorts.eicu_units import conversion_factor
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
+from trajlm.grouping import Catalogue, group_measurements
 from trajlm.schema import LENGTH_OF_STAY, MORTALITY
 
 
@@ -222,6 +223,35 @@ def test_a_result_is_known_when_it_was_last_revised_and_charted_when_it_was_draw
     ]  # fmt: skip
     assert reasons(charted, "lab") == {4: "before admission to the unit"}
     assert len(charted.raw.open_leaks) == len(known.raw.open_leaks) + 1
+
+
+def stands(result: Read, modality: str) -> tuple[list[tuple[float, str, float]], int]:
+    """(hours, feature, value) of the events of ANNA, and how many measurements a newer one superseded."""
+    catalogue = Catalogue(result.raw.modalities, result.raw.features)
+    mine = result.measurements.filter(pl.col("modality") == modality, pl.col("stay_id") == ANNA)
+    cells, superseded = group_measurements(catalogue, mine, 0.0)
+    names = [feature.name for feature in catalogue.features]
+    rows = cells.select("hours", "feature_index", "value").rows()
+    return [(hours, names[index], value) for hours, index, value in rows], superseded
+
+
+def test_a_specimen_that_is_known_late_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    drawn = [(100, 300, 6.8), (180, 200, 3.9), (250, 310, 4.1)]
+    rows = [{"labresultoffset": d, "labresultrevisedoffset": r, "labname": "potassium", "labresult": v,
+             "labmeasurenamesystem": "mmol/L"} for d, r, v in drawn]  # fmt: skip
+    found, superseded = stands(read(write(tmp_path / "raw", lab=rows)), "lab")
+    assert found == [(200 / 60, "potassium", pytest.approx(3.9)), (310 / 60, "potassium", pytest.approx(4.1))]
+    assert superseded == 1
+
+
+def test_of_what_was_measured_before_admission_the_newest_stands(tmp_path: Path) -> None:
+    """The tables are in no order of time."""
+    rows = [{"observationoffset": at, "noninvasivemean": mean} for at, mean in ((-2, 105), (-300, 70), (-90, 86))]
+    result = read(write(tmp_path / "raw", vitalAperiodic=rows), further_modalities=["vital_aperiodic"],
+                  before_admission_hours=6)  # fmt: skip
+    found, superseded = stands(result, "vital_aperiodic")
+    assert [row for row in found if row[1] == "noninvasivemean"] == [(0.0, "noninvasivemean", 105.0)]
+    assert superseded == 2
 
 
 def test_results_stand_in_one_unit_per_test_and_impossible_ones_are_rejected(tmp_path: Path) -> None:

@@ -54,10 +54,12 @@ from trajlm.schema import (
     MEASUREMENT_COLUMNS,
     SCORE_PREFIX,
     SPLITS,
+    SPOOLED_COLUMNS,
     STAY_COLUMNS,
     Feature,
     Modality,
     empty,
+    with_measured,
 )
 from trajlm.shards import plan_shards
 from trajlm.splits import RARE
@@ -305,14 +307,15 @@ def tiny(measurements: list[tuple], documents: Sequence[tuple] = (), images: Seq
         "documents": (documents, DOCUMENT_COLUMNS),
         "images": (images, IMAGE_COLUMNS),
     }
-    return {
+    frames = {
         kind: pl.DataFrame(list(rows), schema=columns, orient="row") if rows else empty(columns)
         for kind, (rows, columns) in wanted.items()
     }
+    return frames | {"measurements": with_measured(frames["measurements"])}
 
 
 def built(rows: Rows, bin_hours: float) -> pl.DataFrame:
-    cells = group_measurements(CATALOGUE, rows["measurements"], bin_hours)
+    cells, _ = group_measurements(CATALOGUE, rows["measurements"], bin_hours)
     fitted = fit_features(CATALOGUE, feature_statistics(cells, pl.Series([1, 2])), 2)
     events, lost = build_events(CATALOGUE, cells, rows["documents"], rows["images"], fitted)
     assert lost == LeftOut(0, 0)
@@ -335,6 +338,46 @@ def test_any_measurements_group_as_a_plain_loop_groups_them(drawn, bin_hours):
         for s, h, m, ids, values, _, _ in events.iter_rows()
     ]
     assert found == wanted
+
+
+late = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2]), st.integers(0, 200), st.integers(-100, 90), st.sampled_from("abc"), st.integers(0, 50)
+    ),
+    max_size=50,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(late, st.sampled_from([0.0, 0.5, 2.0]))
+def test_the_value_measured_last_stands_whenever_it_was_known(drawn, bin_hours):
+    """A plain loop over the rows as they come to be known: what was measured before the newest known never stands."""
+    rows = [(s, known / 60, "panel", name, float(v), (known - lag) / 60) for s, known, lag, name, v in drawn]
+    frame = pl.DataFrame(rows, schema=SPOOLED_COLUMNS, orient="row")
+    cells, superseded = group_measurements(CATALOGUE, frame, bin_hours)
+    bins: dict[tuple, list] = {}
+    for at, (stay, known, _, name, value, measured) in enumerate(rows):
+        bin_of = math.floor(known / bin_hours + 1e-6) if bin_hours else math.floor(known * 60 + 1e-6)
+        bins.setdefault((stay, bin_of, "abc".index(name)), []).append((measured, known, at, value))
+    wanted, newest, gone = {}, {}, 0
+    for (stay, bin_of, feature), held in sorted(bins.items()):
+        if "abc"[feature] in AMOUNTS:
+            wanted[stay, bin_of, feature] = sum(value for *_, value in held)
+            continue
+        measured, _, _, value = max(held)
+        stands = measured >= newest.get((stay, feature), -math.inf) - 1e-9
+        newest[stay, feature] = max(measured, newest.get((stay, feature), -math.inf))
+        gone += len(held) - stands
+        if stands:
+            wanted[stay, bin_of, feature] = value
+    found = {tuple(key): value for *key, value in cells.select("stay_id", "bin", "feature_index", "value").rows()}
+    assert found == pytest.approx(wanted)
+    assert superseded == gone
+    for stay, bin_of, hours in cells.select("stay_id", "bin", "hours").rows():
+        known_by = [known for (s, b, _), held in bins.items() if (s, b) == (stay, bin_of) for _, known, *_ in held]
+        assert hours <= max(known_by) + 1e-12
+        sums = [held for (s, b, f), held in bins.items() if (s, b) == (stay, bin_of) and "abc"[f] in AMOUNTS]
+        assert all(known <= hours + 1e-12 for held in sums for _, known, *_ in held), "an event has seen all it sums"
 
 
 def test_an_event_of_a_bin_is_dated_by_its_last_row_and_never_later():
@@ -362,7 +405,7 @@ def test_notes_and_pictures_are_events_of_their_own_and_ties_follow_the_modaliti
 @given(measured, st.lists(st.integers(0, 3), min_size=2, max_size=2))
 def test_statistics_of_parts_are_those_of_the_whole_and_of_numpy(drawn, part_of):
     rows = [(s, minute / 60, "panel", name, float(value)) for s, minute, name, value in drawn]
-    cells = group_measurements(CATALOGUE, tiny(rows)["measurements"], 1.0)
+    cells, _ = group_measurements(CATALOGUE, tiny(rows)["measurements"], 1.0)
     ids = pl.Series([1, 2])
     parts = [
         cells.filter(pl.Series(cells["stay_id"]).is_in([s for s in (1, 2) if part_of[s - 1] == k])) for k in range(4)
@@ -403,7 +446,7 @@ def test_a_feature_that_too_few_training_stays_hold_is_left_out():
         (1, 2.0, "panel", "b", 1.0),
         (2, 0.0, "panel", "b", 2.0),
     ]
-    cells = group_measurements(catalogue, tiny(rows)["measurements"], 0.0)
+    cells, _ = group_measurements(catalogue, tiny(rows)["measurements"], 0.0)
     fitted = fit_features(catalogue, feature_statistics(cells, pl.Series([1])), 2)
     assert [f.name for f in fitted] == ["a", "c"], "b is held by one training stay of two, and stay 2 does not train"
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
-from trajlm.schema import EVENT_COLUMNS, Feature, FittedFeature, Modality, conform
+from trajlm.schema import EVENT_COLUMNS, MEASURED, Feature, FittedFeature, Modality, conform
 
 # Hours are minutes or seconds divided: without this a whole minute could fall a rounding error short of itself.
 _ROUNDING = 1e-6
@@ -28,16 +28,24 @@ def signed_log(value: pl.Expr) -> pl.Expr:
     return value.sign() * value.abs().log1p()
 
 
-def group_measurements(catalogue: Catalogue, measurements: pl.DataFrame, bin_hours: float) -> pl.DataFrame:
+def group_measurements(catalogue: Catalogue, measurements: pl.DataFrame, bin_hours: float) -> tuple[pl.DataFrame, int]:
     """Join the measurements of one stay, modality and time into events, in long form.
 
-    The time is the minute where ``bin_hours`` is 0, else the bin ``[k * bin_hours, (k + 1) * bin_hours)``. Within an
-    event the last value of a feature stands (of the same time: the later row), or the sum where the feature is an
-    amount. An event is dated by its last row, the moment up to which it has seen data.
+    The time is that of knowing: the minute where ``bin_hours`` is 0, else the bin ``[k * bin_hours, (k + 1) *
+    bin_hours)``. Within an event the value measured last stands (of the same time: the one known later, then the later
+    row), or the sum where the feature is an amount. A value that was measured before one known in an earlier event, as
+    a specimen whose result came late, is left out: the newer one stays the state of the patient. An event is dated by
+    its last row, the moment up to which it has seen data.
+
+    Args:
+        catalogue: what the cohort may hold.
+        measurements: SPOOLED_COLUMNS.
+        bin_hours: width of a bin, or 0.
 
     Returns:
         ``stay_id, modality_index, bin, hours, feature_index, value``: one row per feature of an event, sorted by the
-        first three and ``feature_index``, the position in ``catalogue.features``; values as stored, float32.
+        first three and ``feature_index``, the position in ``catalogue.features``; values as stored, float32. And how
+        many measurements a newer one superseded.
     """
     modality = {m.name: i for i, m in enumerate(catalogue.modalities)}
     lookup = pl.DataFrame(
@@ -53,16 +61,22 @@ def group_measurements(catalogue: Catalogue, measurements: pl.DataFrame, bin_hou
         pl.col("hours_since_admission").alias("hours"),
         "feature_index",
         pl.col("value").cast(pl.Float32),
+        MEASURED,
     )
     if rows["feature_index"].null_count():
         strange = measurements.filter(rows["feature_index"].is_null()).select("modality", "feature").row(0)
         raise ValueError(f"measurements: {strange} is not among the cohort's features")
     cell = [*_EVENT, "feature_index"]
     amount = pl.col("feature_index").is_in([i for i, f in enumerate(catalogue.features) if f.aggregate == "sum"])
-    ordered = rows.sort(*cell, "hours", maintain_order=True)
-    ordered = ordered.with_columns(pl.when(amount).then(pl.col("value").sum().over(cell)).otherwise("value"))
+    ordered = rows.sort(*cell, MEASURED, "hours", maintain_order=True).with_columns(
+        pl.when(amount).then(pl.col("value").sum().over(cell)).otherwise("value"),
+        pl.when(amount).then(pl.col("hours").max().over(cell)).otherwise("hours"),
+    )
     last = ordered.unique(cell, keep="last", maintain_order=True)
-    return last.with_columns(pl.col("hours").max().over(_EVENT))
+    newest_before = pl.col(MEASURED).cum_max().shift(1).over("stay_id", "feature_index")
+    stale = ~amount & (pl.col(MEASURED) < newest_before - _ROUNDING).fill_null(False)
+    stands = last.filter(~stale).with_columns(pl.col("hours").max().over(_EVENT)).drop(MEASURED)
+    return stands, rows.filter(~amount).height - stands.filter(~amount).height
 
 
 def check_rows(name: str, frame: pl.DataFrame, stay_ids: pl.Series) -> None:

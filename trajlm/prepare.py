@@ -181,7 +181,10 @@ def _fold(
     lost = LeftOut(sum(w.left_out.measurements for w in written), sum(w.left_out.events for w in written))
     notes = left_out_note(catalogue, fitted, lost)
     if superseded:
-        notes.append(f"{superseded} measurements were superseded by a later one of the same feature and event")
+        notes.append(
+            f"{superseded} measurements were superseded by a newer one of the same feature, in their event or known "
+            "before"
+        )
     held = pl.concat(w.held for w in written)
     return _Folded(fitted, held, sum((w.events for w in written), Counter()), superseded, notes)
 

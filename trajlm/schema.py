@@ -98,6 +98,10 @@ MEASUREMENT_COLUMNS: dict[str, pl.DataType] = {
     "feature": pl.String(),
     "value": pl.Float64(),
 }
+# Hours since admission of what a measurement tells of, where that is not when it was known: a specimen drawn, a value
+# charted late; below 0 before admission. A reader may leave the column out.
+MEASURED = "measured"
+SPOOLED_COLUMNS: dict[str, pl.DataType] = {**MEASUREMENT_COLUMNS, MEASURED: pl.Float64()}
 DOCUMENT_COLUMNS: dict[str, pl.DataType] = {
     "stay_id": pl.Int64(),
     "hours_since_admission": pl.Float64(),
@@ -133,6 +137,13 @@ def conform(frame: pl.DataFrame, columns: dict[str, pl.DataType], what: str) -> 
     if missing or extra:
         raise ValueError(f"{what}: missing columns {missing}, unexpected columns {extra}")
     return frame.select([pl.col(name).cast(dtype) for name, dtype in columns.items()])
+
+
+def with_measured(measurements: pl.DataFrame) -> pl.DataFrame:
+    """MEASUREMENT_COLUMNS with ``measured``, where that is missing the hour of each row."""
+    if MEASURED in measurements.columns:
+        return measurements
+    return measurements.with_columns(pl.col("hours_since_admission").alias(MEASURED))
 
 
 @dataclass(frozen=True)

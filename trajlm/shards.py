@@ -81,13 +81,13 @@ class Grouping:
     train_ids: pl.Series
 
     def __call__(self, shard: Shard) -> tuple[pl.DataFrame, int]:
-        """Write the shard's cells; its statistics, and how many measurements a later one superseded."""
+        """Write the shard's cells; its statistics, and how many measurements a newer one superseded."""
         rows = shard.rows("measurements")
         check_rows("measurements", rows, self.stay_ids)
-        cells = group_measurements(self.catalogue, rows, self.bin_hours)
+        cells, superseded = group_measurements(self.catalogue, rows, self.bin_hours)
         shard.cells.parent.mkdir(parents=True, exist_ok=True)
         cells.write_parquet(shard.cells, compression="lz4")
-        return feature_statistics(cells, self.train_ids), rows.height - cells.height
+        return feature_statistics(cells, self.train_ids), superseded
 
 
 @dataclass(frozen=True)

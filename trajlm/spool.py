@@ -11,11 +11,11 @@ from typing import Literal
 
 import polars as pl
 
-from trajlm.schema import DOCUMENT_COLUMNS, IMAGE_COLUMNS, MEASUREMENT_COLUMNS, conform, empty
+from trajlm.schema import DOCUMENT_COLUMNS, IMAGE_COLUMNS, SPOOLED_COLUMNS, conform, empty, with_measured
 
 Kind = Literal["measurements", "documents", "images"]
 COLUMNS: dict[Kind, dict[str, pl.DataType]] = {
-    "measurements": MEASUREMENT_COLUMNS,
+    "measurements": SPOOLED_COLUMNS,
     "documents": DOCUMENT_COLUMNS,
     "images": IMAGE_COLUMNS,
 }
@@ -33,8 +33,8 @@ class Spool:
         self._buffered: dict[Kind, int] = dict.fromkeys(COLUMNS, 0)
 
     def add_measurements(self, frame: pl.DataFrame) -> None:
-        """Take MEASUREMENT_COLUMNS of any stays; among rows of one stay and time, order counts."""
-        self._add("measurements", frame)
+        """Take MEASUREMENT_COLUMNS, and ``measured`` if told, of any stays; of one stay and time, order counts."""
+        self._add("measurements", with_measured(frame))
 
     def add_documents(self, frame: pl.DataFrame) -> None:
         """Take DOCUMENT_COLUMNS."""

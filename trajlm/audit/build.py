@@ -22,7 +22,8 @@ class Audit:
         faults: in words, what is wrong with the folder itself; empty for a sound one.
         checks: of :func:`trajlm.audit.checks.checks_table`.
         attrition: None for folders made before it was recorded.
-        superseded: values that a later one of the same feature and event replaced; None where it was not recorded.
+        superseded: values for which a newer one of the same feature stands, in their event or known before; None
+            where it was not recorded.
     """
 
     folder: Folder

@@ -6,7 +6,7 @@ import polars as pl
 
 from trajlm.cohorts.eicu_rows import HOURS, STAY, EventTables
 from trajlm.cohorts.tables import Format, storable
-from trajlm.schema import Feature
+from trajlm.schema import MEASURED, Feature
 
 INFUSION = "infusion"
 
@@ -39,6 +39,6 @@ def read_infusions(tables: EventTables) -> list[Feature]:
         named = pl.when(pl.col("unit") == "").then("drug").otherwise(pl.format("{} ({})", "drug", "unit"))
         frame = frame.with_columns(named.alias("feature"))
         found.update(frame.select("feature", "unit").unique().iter_rows())
-        tables.deliver(table, frame, frame.select(STAY, HOURS, "feature", "value"), INFUSION)
+        tables.deliver(table, frame, frame.select(STAY, HOURS, MEASURED, "feature", "value"), INFUSION)
     share = min(tables.settings.least_code_share, LEAST_SHARE)
     return [Feature(INFUSION, name, found[name], least_share=share) for name in sorted(found)]

@@ -14,7 +14,7 @@ import polars as pl
 from trajlm.cohorts.eicu_rows import HOURS, STAY, EventTables, fahrenheit_to_celsius
 from trajlm.cohorts.eicu_units import conversion_factor
 from trajlm.cohorts.tables import Format
-from trajlm.schema import Feature
+from trajlm.schema import MEASURED, Feature
 
 LAB = "lab"
 TESTS = pl.read_csv(Path(__file__).with_name("eicu_labs.csv"), schema_overrides={"unit": pl.String, "low": pl.Float64,
@@ -69,7 +69,7 @@ def read_labs(tables: EventTables) -> tuple[list[Feature], set[int]]:
             table, frame, [("names no test", pl.col("labname").is_null()), ("no numeric result", ~_is_number("value"))]
         )
         with_result.update(frame[STAY].unique().to_list())
-        frame = tables.dated(table, frame, known)
+        frame = tables.dated(table, frame, known, measured=drawn)
         frame = frame.join(
             units.plan(frame),
             on=["labname", "labmeasurenamesystem"],
@@ -89,9 +89,7 @@ def read_labs(tables: EventTables) -> tuple[list[Feature], set[int]]:
                 ("value outside the possible range", outside),
             ],
         )
-        # Of two specimens known at the same minute the one drawn later is the state of the patient.
-        rows = frame.sort("labresultoffset", "line", maintain_order=True)
-        rows = rows.select(STAY, HOURS, pl.col("labname").alias("feature"), "value")
+        rows = frame.select(STAY, HOURS, MEASURED, pl.col("labname").alias("feature"), "value")
         found.update(rows["feature"].unique().to_list())
         tables.deliver(table, frame, rows, LAB)
     share = tables.settings.least_code_share

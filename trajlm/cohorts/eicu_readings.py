@@ -8,7 +8,7 @@ import polars as pl
 
 from trajlm.cohorts.eicu_rows import HOURS, STAY, EventTables, fahrenheit_to_celsius
 from trajlm.cohorts.tables import Format
-from trajlm.schema import Feature
+from trajlm.schema import MEASURED, Feature
 
 APS = "aps"
 VITAL_PERIODIC = "vital_periodic"
@@ -91,7 +91,7 @@ def read_readings(tables: EventTables, modality: str) -> list[Feature]:
         lost = frame.select(names).null_count().sum_horizontal().item()
         impossible += possible.select(names).null_count().sum_horizontal().item() - lost
         kept = tables.release.screen(table, possible, [("no value within the possible range", hollow)])
-        rows = kept.unpivot(names, index=[STAY, HOURS], variable_name="feature").drop_nulls("value")
+        rows = kept.unpivot(names, index=[STAY, HOURS, MEASURED], variable_name="feature").drop_nulls("value")
         tables.deliver(table, kept, rows, modality)
     if absent:
         tables.release.notes.append(f"{absent} values of {kind.table} are -1, not recorded: they are absent")

@@ -9,7 +9,7 @@ import polars as pl
 
 from trajlm.cohorts.tables import Format, Release, Select, Table
 from trajlm.config import PrepareConfig
-from trajlm.schema import MEASUREMENT_COLUMNS
+from trajlm.schema import MEASURED, SPOOLED_COLUMNS, with_measured
 from trajlm.spool import Spool
 
 STAY = "patientunitstayid"
@@ -60,12 +60,14 @@ class EventTables:
         *,
         rules: Sequence[tuple[str, pl.Expr]] = (),
         begun: pl.Expr | None = None,
+        measured: pl.Expr | None = None,
     ) -> pl.DataFrame:
-        """Reject rows that break ``rules`` and rows outside their stay or the window; add ``HOURS``.
+        """Reject rows that break ``rules`` and rows outside their stay or the window; add ``HOURS`` and ``MEASURED``.
 
         Args:
             known: minutes from admission to the unit until the row could be known: its date, never before hour 0.
             begun: minutes until what it tells of, where that decides whether it lies before admission.
+            measured: minutes until what it tells of, where that decides which of two values is the newer.
         """
         frame = frame.join(self.stays.select(STAY_ENDS), on=STAY, how="left", maintain_order="left")
         frame = frame.with_columns(known.cast(pl.Float64).alias(_DATE))
@@ -80,17 +82,18 @@ class EventTables:
             ("after the window", late),
         ]
         frame = self.release.screen(table, frame, [*rules, *placed])
-        return frame.with_columns((pl.max_horizontal(at, 0) / 60).alias(HOURS))
+        own = at if measured is None else measured.cast(pl.Float64)
+        return frame.with_columns((pl.max_horizontal(at, 0) / 60).alias(HOURS), (own / 60).alias(MEASURED))
 
     def deliver(self, table: Table, kept: pl.DataFrame, rows: pl.DataFrame, modality: str) -> None:
         """Count ``kept``, the rows of the table, as kept and spool ``rows``, the measurements made of them.
 
         Args:
-            rows: STAY, HOURS, ``feature`` and ``value``.
+            rows: STAY, HOURS, ``feature`` and ``value``, and MEASURED where that decides which value is the newer.
         """
         self.release.ledger.keep(table.name, kept.height)
-        rows = rows.with_columns(pl.col(STAY).alias("stay_id"), pl.lit(modality).alias("modality"))
-        self.spool.add_measurements(rows.select(list(MEASUREMENT_COLUMNS)))
+        rows = with_measured(rows).with_columns(pl.col(STAY).alias("stay_id"), pl.lit(modality).alias("modality"))
+        self.spool.add_measurements(rows.select(list(SPOOLED_COLUMNS)))
 
 
 def fahrenheit_to_celsius(degrees: pl.Expr) -> pl.Expr:

@@ -9,6 +9,7 @@ import polars as pl
 from trajlm.cohorts.ledger import LINE
 from trajlm.cohorts.tables import Release, Table
 from trajlm.config import PrepareConfig
+from trajlm.schema import MEASURED
 
 # What a row must know of its stay. ``left`` is when the patient left the unit or the hospital, whichever came first;
 # ``kept`` whether the stay is part of the cohort.
@@ -98,7 +99,9 @@ def _or_first(latest: pl.DataFrame, columns: list[str], windows: pl.DataFrame, k
 def within_stay(
     release: Release, table: Table, frame: pl.DataFrame, timing: Timing, time: str, no_stay: str
 ) -> pl.DataFrame:
-    """Reject linked rows outside their stay or the window; add ``hours`` since admission to the unit, at least 0.
+    """Reject linked rows outside their stay or the window; add hours since admission to the unit.
+
+    These are ``hours`` at which a row was known, at least 0, and ``measured``, of its own time.
 
     A row counts from when it could be known; one whose own time lies after death or leaving is told apart from one that
     was only stored by then.
@@ -124,5 +127,5 @@ def within_stay(
         window = pl.duration(microseconds=round(timing.window_hours * 3.6e9))
         rules.append(("after the window", known > pl.col("intime") + window))
     frame = release.screen(table, frame, rules)
-    elapsed = (known - pl.col("intime")).dt.total_microseconds()
-    return frame.with_columns((elapsed / 3.6e9).clip(lower_bound=0.0).alias(HOURS))
+    since = {of: (time - pl.col("intime")).dt.total_microseconds() / 3.6e9 for of, time in (("k", known), ("o", own))}
+    return frame.with_columns(since["k"].clip(lower_bound=0.0).alias(HOURS), since["o"].alias(MEASURED))

@@ -13,6 +13,7 @@ from trajlm.cohorts.mimic_items import SERIES, Items
 from trajlm.cohorts.mimic_links import HOURS, Timing, link_by_stay, link_by_time, within_stay
 from trajlm.cohorts.mimic_places import has_column
 from trajlm.cohorts.tables import Format, Release, Select, Table
+from trajlm.schema import MEASURED
 from trajlm.spool import Spool
 
 _GLASGOW = "glasgow_coma_scale_"
@@ -42,8 +43,8 @@ _LAB: dict[str, Format] = {**_DATED, "subject_id": "integer", "hadm_id": "intege
 _OUTPUT: dict[str, Format] = {**_DATED, "stay_id": "integer", "value": "number"}
 
 # Rows of a stay's Glasgow components are held back in this form until all batches are read: a few bytes each.
-_HELD = {"stay_id": pl.Int64(), "charttime": pl.Datetime("us"), HOURS: pl.Float64(), "part": pl.UInt8(),
-         "value": pl.Float32()}  # fmt: skip
+_HELD = {"stay_id": pl.Int64(), "charttime": pl.Datetime("us"), HOURS: pl.Float64(), MEASURED: pl.Float64(),
+         "part": pl.UInt8(), "value": pl.Float32()}  # fmt: skip
 _STAYS_AT_ONCE = 10_000
 
 
@@ -107,10 +108,9 @@ def _screened(release: Release, table: Table, stays: pl.DataFrame, timing: Timin
 
 
 def _measurements(frame: pl.DataFrame) -> pl.DataFrame:
-    """In order of charting, as a nurse may store several hours at once: of one time, the later row stands."""
-    rows = frame.select("charttime", "stay_id", HOURS, "variable", "number").sort("charttime", maintain_order=True)
-    return rows.select(
-        "stay_id", hours_since_admission=HOURS, modality=pl.lit(SERIES), feature="variable", value="number"
+    """With the time of charting, as a nurse may store several hours at once."""
+    return frame.select(
+        "stay_id", MEASURED, hours_since_admission=HOURS, modality=pl.lit(SERIES), feature="variable", value="number"
     )
 
 
@@ -158,7 +158,7 @@ class _Glasgow:
         mine = frame.filter(pl.col("variable").is_in(list(parts)))
         if mine.height:
             part = pl.col("variable").replace_strict(parts, return_dtype=pl.UInt8)
-            held = mine.select("stay_id", "charttime", HOURS, part=part, value="number")
+            held = mine.select("stay_id", "charttime", HOURS, MEASURED, part=part, value="number")
             self._held.append(held.cast(_HELD))  # type: ignore[arg-type]
 
     def add_totals(self, add: Callable[[pl.DataFrame], None]) -> None:
@@ -175,8 +175,9 @@ def _totals(held: pl.DataFrame) -> pl.DataFrame:
     at = ["stay_id", "charttime"]
     charted = held.filter(pl.col("part") == len(_COMPONENTS)).select(at)
     last = held.join(charted, on=at, how="anti", maintain_order="left").group_by([*at, "part"]).last()
-    whole = last.group_by(at).agg(pl.col(HOURS).max(), pl.col("value").cast(pl.Float64).sum(), parts=pl.len())
+    told = pl.col(HOURS).max(), pl.col(MEASURED).first(), pl.col("value").cast(pl.Float64).sum()
+    whole = last.group_by(at).agg(*told, parts=pl.len())
     whole = whole.filter(pl.col("parts") == len(_COMPONENTS)).sort(at)
     return whole.select(
-        "stay_id", hours_since_admission=HOURS, modality=pl.lit(SERIES), feature=pl.lit(_TOTAL), value="value"
+        "stay_id", MEASURED, hours_since_admission=HOURS, modality=pl.lit(SERIES), feature=pl.lit(_TOTAL), value="value"
     )
