@@ -239,9 +239,13 @@ def test_a_specimen_that_is_known_late_does_not_replace_a_newer_one(tmp_path: Pa
     drawn = [(100, 300, 6.8), (180, 200, 3.9), (250, 310, 4.1)]
     rows = [{"labresultoffset": d, "labresultrevisedoffset": r, "labname": "potassium", "labresult": v,
              "labmeasurenamesystem": "mmol/L"} for d, r, v in drawn]  # fmt: skip
+    unknown = {**rows[0], "labresultoffset": "", "labresultrevisedoffset": 330, "labresult": 4.4}
     found, superseded = stands(read(write(tmp_path / "raw", lab=rows)), "lab")
     assert found == [(200 / 60, "potassium", pytest.approx(3.9)), (310 / 60, "potassium", pytest.approx(4.1))]
     assert superseded == 1
+    # Where a release does not say when it was drawn, a result is as new as the hour at which it was known.
+    found, superseded = stands(read(write(tmp_path / "raw", lab=[*rows, unknown])), "lab")
+    assert (found[-1], superseded) == ((5.5, "potassium", pytest.approx(4.4)), 1)
 
 
 def test_of_what_was_measured_before_admission_the_newest_stands(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -21,6 +23,7 @@ def parse(*words: object):
         (["--finetuning.epohcs", 3], "'finetuning.epohcs' is not a setting; the nearest is 'finetuning.epochs'"),
         (["--finetuning.linear-readout", "true"], "linear-readout' .*the nearest is 'finetuning.linear_readout'"),
         (["--finetuning.baselines", "mlp"], r"finetuning.baselines is a list, came mlp; write .*'\[mlp\]'"),
+        (["--finetuning.tasks", "mortality, length_of_stay"], r"write .*'\[mortality, length_of_stay\]'"),
         (["--prepare.bin_hours", 3], "--prepare.bin_hours is read by `trajlm prepare` alone, as --bin-hours"),
         (["--prepare.bin_hours=3"], "--prepare.bin_hours is read by `trajlm prepare` alone"),
     ],
@@ -49,6 +52,24 @@ def test_a_recipe_without_content_is_told_so(tmp_path, text, said, form):
         parse(*form.format(tmp_path / "recipe.yaml").split())
 
 
+def test_a_bare_off_is_told(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("finetuning: {time_encoding: off}\n")
+    with pytest.raises(TrajlmError, match=r"finetuning.time_encoding: a bare off is false in YAML; write 'off'"):
+        parse("--config", tmp_path / "recipe.yaml")
+
+
+def test_the_papers_reading_as_the_readme_states_it_is_a_recipe(tmp_path):
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    told = readme[readme.index("The paper's own reading") :].partition("Published splits")[0]
+    keys = [key.split(": ") for key in re.findall(r"`([\w.]+: [^`]+)`", told)]
+    assert len(keys) == 9
+    text = "\n".join(f"  {key}: {value}" for key, value in keys if key != "encoder.state")
+    (tmp_path / "recipe.yaml").write_text(f"encoder: {{state: false}}\nfinetuning:\n{text}\n")
+    recipe = parse("--config", tmp_path / "recipe.yaml")
+    assert (recipe.finetuning.time_encoding, recipe.finetuning.readout) == ("off", "predict")
+    assert recipe.encoder.state is False
+
+
 def test_every_recipe_parses():
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         held = yaml.safe_load(recipe.read_text())
@@ -65,13 +86,20 @@ def settings(*words: object):
         (["--cohort", "mimic", "--sets", "a"], "--sets is read by cohort physionet2012, not by mimic"),
         (["--cohort", "physionet2012", "--notes-folder", "n"], "--notes-folder is read by cohort synthetic and mimic"),
         (["--cohort", "eicu", "--mapping", "m.yaml"], "--mapping is read by cohort meds, not by eicu"),
-        (["--paper-faithful", "--result-times", "available"], "contradicts --paper-faithful"),
+        (["--paper-faithful", "--result-times", "available"], "contradicts paper_faithful"),
         (["--bin-hours", "abc"], "invalid float value: 'abc'"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, said):
     with pytest.raises(TrajlmError, match=said):
         settings(*words)
+
+
+@pytest.mark.parametrize("flags", [["--result-times", "available"], ["--window-hours", 24]])
+def test_a_recipe_that_follows_the_paper_is_not_contradicted_in_silence(tmp_path, flags):
+    (tmp_path / "recipe.yaml").write_text("prepare: {cohort: eicu, paper_faithful: true}\n")
+    with pytest.raises(TrajlmError, match=r"contradicts .*paper_faithful"):
+        settings("--config", tmp_path / "recipe.yaml", *flags)
 
 
 def test_flags_that_a_cohort_reads_are_taken():

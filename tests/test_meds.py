@@ -390,6 +390,14 @@ def test_splits_that_do_not_fit_are_errors(root: Path) -> None:
         (("[DRUG]", "[MEDS_DEATH]"), "the code 'MEDS_DEATH' is in modalities.drug and in deaths"),
         (("[DRUG]", "[]"), "modalities.drug.codes names no code"),
         (("drug:", "Drug:"), "modalities.Drug: expected a name of lower-case letters"),
+        (
+            ("ends: [ICU_DISCHARGE]", "ends: [ICU_DISCHARGE]\nopen_stay_days: -5"),
+            "open_stay_days: expected days from 0 to 100,000",
+        ),
+        (
+            ("ends: [ICU_DISCHARGE]", "ends: [ICU_DISCHARGE]\nopen_stay_days: .inf"),
+            "open_stay_days: expected .*came inf",
+        ),
         (("ends: [ICU_DISCHARGE]", ""), "ends names no code"),
         (("starts: [ICU_ADMISSION]", ""), "starts is missing"),
         (

@@ -198,10 +198,11 @@ def _settings(arguments: argparse.Namespace) -> object:
         for field in dataclasses.fields(PrepareConfig)
         if getattr(arguments, field.name, None) is not None
     }
-    if arguments.paper_faithful and arguments.result_times == "available":
-        raise TrajlmError("--result-times available contradicts --paper-faithful, which dates results as charted")
-    if arguments.window_hours is not None and (arguments.whole_stay or arguments.paper_faithful):
-        raise TrajlmError("--window-hours contradicts --whole-stay and --paper-faithful, which keep whole stays")
+    faithful = arguments.paper_faithful or settings.paper_faithful
+    if faithful and arguments.result_times == "available":
+        raise TrajlmError("--result-times available contradicts paper_faithful, which dates results as charted")
+    if arguments.window_hours is not None and (arguments.whole_stay or faithful):
+        raise TrajlmError("--window-hours contradicts --whole-stay and paper_faithful, which keep whole stays")
     if arguments.whole_stay:
         given["window_hours"] = None
     found = dataclasses.replace(settings, **given)

@@ -39,14 +39,19 @@ _UNKNOWN_KEY = re.compile(
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"
     r"|(?:unrecognized arguments: --|[Kk]ey |[Oo]ption )'?(?P<flag>[\w.-]+)'?"
 )
-_LIST = re.compile(r"[\"'](?P<key>[\w.]+)[\"'].*Expected a <class 'list'>\. Got value: (?P<value>\S+)")
+_LIST = re.compile(r"[\"'](?P<key>[\w.]+)[\"'].*Expected a <class 'list'>\. Got value: (?P<value>.+)")
+_OFF = re.compile(r"[\"'](?P<key>[\w.]+)[\"'].*'off'.*Got value: False")
 
 
 def _with_suggestion(message: str) -> str:
     first = " ".join(message.split())
     listed = _LIST.search(first)
     if listed:
-        return f"{listed['key']} is a list, came {listed['value']}; write --{listed['key']} '[{listed['value']}]'"
+        items = ", ".join(listed["value"].replace(",", " ").split())
+        return f"{listed['key']} is a list, came {listed['value']}; write --{listed['key']} '[{items}]'"
+    off = _OFF.search(first)
+    if off:
+        return f"{off['key']}: a bare off is false in YAML; write 'off'"
     found = _UNKNOWN_KEY.search(first)
     if not found:
         return first

@@ -140,10 +140,9 @@ def conform(frame: pl.DataFrame, columns: dict[str, pl.DataType], what: str) -> 
 
 
 def with_measured(measurements: pl.DataFrame) -> pl.DataFrame:
-    """MEASUREMENT_COLUMNS with ``measured``, where that is missing the hour of each row."""
-    if MEASURED in measurements.columns:
-        return measurements
-    return measurements.with_columns(pl.col("hours_since_admission").alias(MEASURED))
+    """MEASUREMENT_COLUMNS with ``measured``, the hour of each row where that is missing or null."""
+    told = [MEASURED] if MEASURED in measurements.columns else []
+    return measurements.with_columns(pl.coalesce(*told, "hours_since_admission").alias(MEASURED))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from trajlm.errors import TrajlmError
 from trajlm.schema import (
     ADMISSION_RANK,
     MEASUREMENT_COLUMNS,
+    MORTALITY,
     STAY_COLUMNS,
     Feature,
     Modality,
@@ -202,7 +203,7 @@ def _note(dataset: Dataset, mapping: MedsMapping, index: Index, kept: pl.DataFra
     if open_ended:
         notes.append(f"{open_ended} stays have no end: unless the patient died in it their length is unknown")
     late = kept.filter(died_late(mapping)).height
-    if late:
+    if late and MORTALITY not in mapping.target_columns():
         notes.append(
             f"{late} stays have no end and a death more than {mapping.open_stay_days:g} days after their start: "
             "whether the patient died in it is unknown"

@@ -24,6 +24,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TARGET = "target_"
 _TARGETS = {"mortality": MORTALITY, "length_of_stay": LENGTH_OF_STAY}
+_MOST_DAYS = 100_000  # longer than anybody lives
 _STANDARD = ("subject_id", "time", "code", "numeric_value", "text_value")
 PHENOTYPE = PHENOTYPE_PREFIX.removeprefix(_TARGET)
 
@@ -220,6 +221,8 @@ def _faults(mapping: MedsMapping) -> Iterator[str]:
         yield f"age: expected the name of a modality, and births, came {mapping.age!r} and {mapping.births}"
     elif mapping.age is not None and mapping.modalities[mapping.age].kind != "numeric":
         yield f"age: expected a numeric modality, came {mapping.age!r}"
+    if not 0 <= mapping.open_stay_days <= _MOST_DAYS:
+        yield f"open_stay_days: expected days from 0 to {_MOST_DAYS:,}, came {mapping.open_stay_days:g}"
     if mapping.patient_column in _STANDARD:
         yield f"patient_column: expected a column beside the standard's, came {mapping.patient_column!r}"
     yield from _repeated_prefixes(mapping)

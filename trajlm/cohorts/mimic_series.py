@@ -162,7 +162,7 @@ class _Glasgow:
             self._held.append(held.cast(_HELD))  # type: ignore[arg-type]
 
     def add_totals(self, add: Callable[[pl.DataFrame], None]) -> None:
-        """Hand over the totals as MEASUREMENT_COLUMNS, some stays at a time."""
+        """Hand over the totals as SPOOLED_COLUMNS, some stays at a time."""
         held = pl.concat(self._held)
         self._held = []
         stays = held["stay_id"].unique().sort()
