@@ -30,6 +30,7 @@ from trajlm.cohorts.physionet2012 import DEFAULT_BIN_HOURS
 from trajlm.cohorts.physionet2012_variables import BY_CUFF, CODES, FEATURES, MODALITIES, VARIABLES
 from trajlm.config import PrepareConfig
 from trajlm.errors import TrajlmError, UnexpectedInput
+from trajlm.schema import MEASUREMENT_COLUMNS
 
 COHORT = "physionet2012"
 
@@ -41,7 +42,7 @@ def run(raw: Path, folder: Path | None = None, **options) -> tuple[Read, dict]:
 
 
 def rows_of(timelines: Read) -> list[tuple]:
-    return sorted(timelines.measurements.iter_rows())
+    return sorted(timelines.measurements.select(list(MEASUREMENT_COLUMNS)).iter_rows())
 
 
 @pytest.fixture(scope="module")

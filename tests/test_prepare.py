@@ -260,7 +260,7 @@ def grouped_by_hand(measurements: list[tuple], order: dict[str, int], bin_hours:
     """(stay, hours, modality, {feature: value}) in order, by plain loops; the last value stands, amounts add up."""
     width = 1 if bin_hours == 0 else round(bin_hours * 60)
     groups: dict[tuple, list[tuple]] = defaultdict(list)
-    for stay_id, hours, modality, feature, value in measurements:
+    for stay_id, hours, modality, feature, value, *_ in measurements:
         groups[stay_id, modality, round(hours * 60) // width].append((hours, feature, value))
     events = []
     for (stay_id, modality, _), rows in groups.items():
