@@ -35,7 +35,7 @@ def test_a_drug_is_given_when_it_is_ordered_and_begun_and_not_when_the_order_is_
         ],
     )
     result = read(raw)
-    assert [round(hours * 60) for hours, _, _ in values(result, "medication")] == [30, 60, 0]
+    assert [round(hours * 60) for hours, _, _ in values(result, "medication")] == [0, 30, 60]
     assert reasons(result, "medication") == {
         6: "before admission to the unit",
         7: "before admission to the unit",
@@ -48,7 +48,7 @@ def test_a_drug_is_given_when_it_is_ordered_and_begun_and_not_when_the_order_is_
     early = read(
         write(tmp_path / "raw", medication=[order(60, -30, -5), order(-50, -30, -5)]), before_admission_hours=1
     )
-    assert values(early, "medication") == [(1.0, "drugname=aspirin", 1.0), (0.0, "drugname=aspirin", 1.0)]
+    assert values(early, "medication") == [(0.0, "drugname=aspirin", 1.0), (1.0, "drugname=aspirin", 1.0)]
 
 
 def test_a_drug_is_named_by_its_code_and_else_by_its_name(tmp_path: Path) -> None:
