@@ -234,4 +234,6 @@ def _listed(facts: Iterable[str]) -> str:
     """What all share, or each with how many runs have it."""
     counted = Counter(facts)
     alone = len(counted) == 1
-    return " and ".join(fact if alone else f"{fact} ({number} runs)" for fact, number in counted.items())
+    return " and ".join(
+        fact if alone else f"{fact} ({number} run{'s' * (number > 1)})" for fact, number in counted.items()
+    )
