@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -27,6 +31,11 @@ FINETUNING = [
     *["--finetuning.tree_hours", "[16]"],
 ]
 TRAJLM = [sys.executable, "-m", "trajlm.cli"]
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 # Files whose tests run whole stages: begun first, so that no worker is left with them when the others are done.
@@ -59,6 +68,18 @@ def command(*arguments: object, check: bool = True, **variables: str) -> subproc
 def last_line(done: subprocess.CompletedProcess) -> str:
     """The last line on standard error: where an error is told."""
     return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def cell(db: duckdb.DuckDBPyConnection, query: str) -> float:
+    """The first cell of what a query finds."""
+    row = db.execute(query).fetchone()
+    assert row is not None
+    return row[0]
 
 
 @pytest.fixture(scope="session")
@@ -140,3 +161,16 @@ def cached(run: Path, prepared: Prepared, model) -> SimpleNamespace:
         latents=Latents(run / "latents", prepared, model.encoders.modalities),
         targets=target_table(recipe, prepared),
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
+        yield opened
+        opened.close()

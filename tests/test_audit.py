@@ -16,7 +16,6 @@ from conftest import TRAJLM, command, last_line
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from test_report_browser import BROWSERS, FLAGS
 
 from trajlm.audit.build import Audit, audit_folder
 from trajlm.audit.tables import wilson
@@ -364,25 +363,6 @@ def test_the_command_prints_and_saves_beside_the_folder(copy: Path, tmp_path: Pa
     refused = command(*TRAJLM, "audit", tmp_path / "nowhere", check=False)
     assert refused.returncode == 2
     assert "is not a prepared folder" in last_line(refused)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def page_file(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("page")
-    audit(prepared, out)
-    return out / "audit.html"
 
 
 def _open(browser: Any, page_file: Path, width: int) -> tuple[Any, list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from cohort_example import read_cohort
-from conftest import TRAJLM, command
+from conftest import TRAJLM, command, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physionet2012_example import (
@@ -69,10 +69,6 @@ ROOT = Path(__file__).parents[1]
 
 def config(raw: Path, **options) -> PrepareConfig:
     return PrepareConfig(cohort="physionet2012", raw=str(raw), **options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def events_of(folder: Path) -> pl.DataFrame:

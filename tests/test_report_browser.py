@@ -1,6 +1,5 @@
 """The report as a reader meets it: in a browser, from the disk, every control used."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,24 +10,6 @@ from test_report import HOSTILE, hostile_report
 
 from trajlm.interpret.agreement import disagreement
 from trajlm.report.page import write_report
-
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 def until(page, expression):

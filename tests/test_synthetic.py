@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from conftest import cell, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -69,16 +70,6 @@ def db(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection.close()
 
 
-def _value(db: duckdb.DuckDBPyConnection, query: str) -> float:
-    row = db.execute(query).fetchone()
-    assert row is not None
-    return row[0]
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def _auroc(features: np.ndarray, died: np.ndarray) -> float:
     model = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), LogisticRegression(C=0.05))
     scores = cross_val_predict(model, features, died, cv=5, method="predict_proba")[:, 1]
@@ -93,7 +84,7 @@ def _outcomes(db: duckdb.DuckDBPyConnection) -> np.ndarray:
 def test_same_stays_and_seed_give_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         synthesize(tmp_path / name, 12, seed)
-    first, second, third = (_contents(tmp_path / name) for name in "abc")
+    first, second, third = (contents(tmp_path / name) for name in "abc")
     assert any(name.endswith(".jpg") for name in first)
     assert first == second
     assert first["icu/chartevents.csv.gz"] != third["icu/chartevents.csv.gz"]
@@ -169,18 +160,18 @@ def test_items_are_named_as_in_the_real_release(db: duckdb.DuckDBPyConnection) -
         real = f"read_csv('{DEMO}/{folder}/{table}.csv.gz', header=true, sample_size=-1)"
         assert db.execute(f"select {columns} from {table} except select {columns} from {real}").fetchall() == []
     for table, items in (("chartevents", "d_items"), ("outputevents", "d_items"), ("labevents", "d_labitems")):
-        assert _value(db, f"select count(*) from {table} anti join {items} using (itemid)") == 0
+        assert cell(db, f"select count(*) from {table} anti join {items} using (itemid)") == 0
 
 
 def test_identifiers_join_and_every_stay_has_an_admission(db: duckdb.DuckDBPyConnection) -> None:
-    assert _value(db, "select count(distinct stay_id) from icustays") == STAYS
-    assert _value(db, "select count(*) from icustays join admissions using (subject_id, hadm_id)") == STAYS
-    assert _value(db, "select count(distinct subject_id) from icustays") == _value(db, "select count(*) from patients")
-    assert _value(db, "select count(*) from icustays anti join patients using (subject_id)") == 0
-    assert _value(db, "select count(*) from truth_stays semi join icustays using (stay_id)") == STAYS
+    assert cell(db, "select count(distinct stay_id) from icustays") == STAYS
+    assert cell(db, "select count(*) from icustays join admissions using (subject_id, hadm_id)") == STAYS
+    assert cell(db, "select count(distinct subject_id) from icustays") == cell(db, "select count(*) from patients")
+    assert cell(db, "select count(*) from icustays anti join patients using (subject_id)") == 0
+    assert cell(db, "select count(*) from truth_stays semi join icustays using (stay_id)") == STAYS
     repeated = "select count(*) from (select subject_id from icustays group by all having count(*) > 1)"
-    assert 0.05 < _value(db, repeated) / STAYS < 0.16
-    assert _value(db, "select count(*) - count(distinct note_id) from radiology") == 0
+    assert 0.05 < cell(db, repeated) / STAYS < 0.16
+    assert cell(db, "select count(*) - count(distinct note_id) from radiology") == 0
 
 
 def test_times_lie_where_they_must(db: duckdb.DuckDBPyConnection) -> None:
@@ -202,13 +193,13 @@ def test_times_lie_where_they_must(db: duckdb.DuckDBPyConnection) -> None:
         "summaries": "from discharge join admissions using (hadm_id) where charttime <> dischtime::date",
         "emergency room": "from admissions where not (edregtime < admittime and admittime < edouttime)",
     }
-    found = {name: _value(db, f"select count(*) {rest}") for name, rest in wrong.items()}
+    found = {name: cell(db, f"select count(*) {rest}") for name, rest in wrong.items()}
     assert found == dict.fromkeys(wrong, 0)
-    assert _value(db, "select count(*) from pictured") == _value(db, "select count(*) from cxr_metadata")
+    assert cell(db, "select count(*) from pictured") == cell(db, "select count(*) from cxr_metadata")
 
 
 def test_blemishes_of_a_release_are_there_and_rare(db: duckdb.DuckDBPyConnection) -> None:
-    rows = _value(db, "select count(*) from chartevents")
+    rows = cell(db, "select count(*) from chartevents")
     doubled = "select count(*) - (select count(*) from (select distinct * from chartevents)) from chartevents"
     for query in (
         "select count(*) from chartevents where itemid = 220045 and valuenum = 9999",
@@ -216,12 +207,12 @@ def test_blemishes_of_a_release_are_there_and_rare(db: duckdb.DuckDBPyConnection
         "select count(*) from charted where late",
         doubled,
     ):
-        assert 0 < _value(db, query) < 0.01 * rows, query
+        assert 0 < cell(db, query) < 0.01 * rows, query
     unlinked = "select avg((hadm_id is null)::int) from labevents"
-    assert 0.01 < _value(db, unlinked) < 0.2
-    assert _value(db, "select count(*) from labevents where valuenum is null and value = '___'") > 0
-    assert 0 < _value(db, "select avg((language = '?')::int) from admissions") < 0.2
-    assert _value(db, "select count(*) from patients p where dod > (select max(dischtime) from admissions a "
+    assert 0.01 < cell(db, unlinked) < 0.2
+    assert cell(db, "select count(*) from labevents where valuenum is null and value = '___'") > 0
+    assert 0 < cell(db, "select avg((language = '?')::int) from admissions") < 0.2
+    assert cell(db, "select count(*) from patients p where dod > (select max(dischtime) from admissions a "
                       "where a.subject_id = p.subject_id)") > 0  # fmt: skip
     words = "select distinct value, valuenum from chartevents where itemid = 223901 and value <> 'ERROR'"
     assert ("Obeys Commands", 6) in db.execute(words).fetchall()
@@ -316,7 +307,7 @@ def test_reports_grow_graver_with_severity(db: duckdb.DuckDBPyConnection) -> Non
     assert all("___" in text for *_, text in rows)
     assert len({text for *_, text in rows}) > 0.98 * len(rows)
     expired = "select count(*) from discharge join admissions using (hadm_id) where (text like '%Expired%') <> "
-    assert _value(db, expired + "(hospital_expire_flag = 1)") == 0
+    assert cell(db, expired + "(hospital_expire_flag = 1)") == 0
 
 
 def test_absence_depends_on_severity_and_on_the_unit(db: duckdb.DuckDBPyConnection) -> None:
@@ -329,18 +320,17 @@ def test_absence_depends_on_severity_and_on_the_unit(db: duckdb.DuckDBPyConnecti
         "(select count(distinct charttime) from sampled l where l.stay_id = s.stay_id and h between 0 and 12) panels "
         "from icustays s join truth_severity t on t.stay_id = s.stay_id and t.hour <= 12 group by all"
     )
-    assert 0.30 < _value(db, "select avg((not image)::int) from seen") < 0.48
-    assert 0.13 < _value(db, "select avg((not report)::int) from seen") < 0.27
-    assert 0.01 < _value(db, "select avg((not chart)::int) from seen") < 0.06
-    assert _value(db, "select count(*) from seen where not chart and (image or report or panels > 0)") == 0
+    assert 0.30 < cell(db, "select avg((not image)::int) from seen") < 0.48
+    assert 0.13 < cell(db, "select avg((not report)::int) from seen") < 0.27
+    assert 0.01 < cell(db, "select avg((not chart)::int) from seen") < 0.06
+    assert cell(db, "select count(*) from seen where not chart and (image or report or panels > 0)") == 0
     for figure in ("image::int", "report::int", "visits", "panels"):
         averages = [
-            _value(db, f"select avg({figure}) from seen where chart and severity {side}")
-            for side in ("> 0.5", "< -0.5")
+            cell(db, f"select avg({figure}) from seen where chart and severity {side}") for side in ("> 0.5", "< -0.5")
         ]
         assert averages[0] > 1.15 * averages[1], figure
     medical, neuro = (
-        _value(db, f"select avg(image::int) from seen where unit like '{unit}%' and abs(severity) < 1")
+        cell(db, f"select avg(image::int) from seen where unit like '{unit}%' and abs(severity) < 1")
         for unit in ("Medical Intensive", "Neuro")
     )
     assert medical > neuro + 0.25

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pytest
 from cohort_example import read_cohort
+from conftest import cell, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.impute import SimpleImputer
@@ -61,20 +62,10 @@ def db(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection.close()
 
 
-def _value(db: duckdb.DuckDBPyConnection, query: str) -> float:
-    row = db.execute(query).fetchone()
-    assert row is not None
-    return row[0]
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_same_stays_and_seed_give_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         synthesize(tmp_path / name, 15, seed, "eicu")
-    first, second, third = (_contents(tmp_path / name) for name in "abc")
+    first, second, third = (contents(tmp_path / name) for name in "abc")
     assert first == second
     assert first["lab.csv.gz"] != third["lab.csv.gz"]
     assert {name.removesuffix(".csv.gz") for name in first if "/" not in name} - {SYNTHETIC_MARK} == TABLES
@@ -114,7 +105,7 @@ def test_the_mark_names_the_layout_and_nothing_else_is_overwritten(release: Path
 def test_both_layouts_tell_the_same_courses(tmp_path: Path) -> None:
     synthesize(tmp_path / "mimic", 12, 8)
     synthesize(tmp_path / "eicu", 12, 8, "eicu")
-    mimic, eicu = _contents(tmp_path / "mimic"), _contents(tmp_path / "eicu")
+    mimic, eicu = contents(tmp_path / "mimic"), contents(tmp_path / "eicu")
     assert mimic["truth/severity.csv.gz"] == eicu["truth/severity.csv.gz"]
     assert "layout" not in json.loads(mimic[SYNTHETIC_MARK])
     # The laboratory draws the same blood: what one layout reports, the other does.
@@ -125,8 +116,8 @@ def test_both_layouts_tell_the_same_courses(tmp_path: Path) -> None:
         f"select patientunitstayid, labresult from read_csv('{tmp_path}/eicu/lab.csv.gz') where labname = 'sodium'",
     ]
     common = f"select count(*) from ({values[1]}) e semi join ({values[0]}) m on m.stay = e.patientunitstayid "
-    reported = _value(db, f"select count(*) from ({values[1]})")
-    assert _value(db, common + "and m.value = e.labresult") > 0.95 * reported > 10
+    reported = cell(db, f"select count(*) from ({values[1]})")
+    assert cell(db, common + "and m.value = e.labresult") > 0.95 * reported > 10
 
 
 def test_columns_are_those_of_the_real_release(release: Path, shared_data: Path) -> None:
@@ -158,21 +149,21 @@ def test_names_are_those_of_the_real_release(db: duckdb.DuckDBPyConnection, shar
 
 
 def test_rows_join_and_numbers_are_unique(db: duckdb.DuckDBPyConnection) -> None:
-    assert _value(db, "select count(distinct id) from stays") == STAYS
-    assert _value(db, "select count(*) from stays semi join truth_stays on stay_id = id") == STAYS
+    assert cell(db, "select count(distinct id) from stays") == STAYS
+    assert cell(db, "select count(*) from stays semi join truth_stays on stay_id = id") == STAYS
     for name in TABLES - {"patient"}:
         rows = f"from {name}"
-        assert _value(db, f"select count(*) {rows} anti join patient using (patientunitstayid)") == 0
+        assert cell(db, f"select count(*) {rows} anti join patient using (patientunitstayid)") == 0
         key = f"{name.lower()}id"
-        assert _value(db, f"select count(*) - count(distinct {key}) {rows}") == 0, name
-    assert _value(db, "select count(*) - count(distinct patientunitstayid) from apacheApsVar") == 0
+        assert cell(db, f"select count(*) - count(distinct {key}) {rows}") == 0, name
+    assert cell(db, "select count(*) - count(distinct patientunitstayid) from apacheApsVar") == 0
 
 
 def test_a_hospital_stay_holds_several_visits_that_share_its_end(db: duckdb.DuckDBPyConnection) -> None:
     several = "select patienthealthsystemstayid as h from stays group by all having count(*) > 1"
-    assert 0.01 * STAYS < _value(db, f"select count(*) from ({several})") < 0.1 * STAYS
+    assert 0.01 * STAYS < cell(db, f"select count(*) from ({several})") < 0.1 * STAYS
     repeated = "select count(*) from (select uniquepid from stays group by all having count(*) > 1)"
-    assert _value(db, repeated) > _value(db, f"select count(*) from ({several})")
+    assert cell(db, repeated) > cell(db, f"select count(*) from ({several})")
     wrong = {
         "ends": "select h.patienthealthsystemstayid from stays h group by all having count(distinct "
         "coalesce(hospitaldischargestatus, '?')) > 1 or count(distinct hospitaldischargeyear) > 1 or "
@@ -216,17 +207,17 @@ def test_the_traps_of_the_release_are_there_and_rare(db: duckdb.DuckDBPyConnecti
         "lead off": ("count(*) from vitalPeriodic where heartrate::double = 0", 1, 300),
     }  # fmt: skip
     for name, (query, low, high) in shares.items():
-        assert low < _value(db, f"select {query}") < high, name
+        assert low < cell(db, f"select {query}") < high, name
     late = "select count(*) from {} join stays on id = patientunitstayid where {}::int > unit_end"
     for table in ("lab", "diagnosis", "treatment"):
-        assert 0 < _value(db, late.format(table, OFFSETS[table])) < 0.02 * _value(db, f"select count(*) from {table}")
-    assert _value(db, "select max(len(string_split(diagnosisstring, '|'))) from diagnosis") >= 5
+        assert 0 < cell(db, late.format(table, OFFSETS[table])) < 0.02 * cell(db, f"select count(*) from {table}")
+    assert cell(db, "select max(len(string_split(diagnosisstring, '|'))) from diagnosis") >= 5
     rarely = "select treatmentstring from treatment group by all having count(distinct patientunitstayid) < "
     assert db.execute(f"{rarely} {0.03 * STAYS}").fetchall()
     # The same oxygen under the same name and unit, once in per cent and once as a fraction.
     scales = "select distinct labresult::double <= 1 from lab where labname = 'FiO2' and labresult is not null"
     assert len(db.execute(scales).fetchall()) == 2
-    assert _value(db, "select count(distinct labmeasurenameinterface) from lab where labname = 'BUN'") == 3
+    assert cell(db, "select count(distinct labmeasurenameinterface) from lab where labname = 'BUN'") == 3
 
 
 def test_revised_results_are_known_later_and_differ(db: duckdb.DuckDBPyConnection) -> None:
@@ -246,8 +237,8 @@ def test_the_score_is_the_worst_that_the_first_day_charted(db: duckdb.DuckDBPyCo
         "from vitalPeriodic where observationoffset::int < 1440 and heartrate::double > 0 group by all) v using "
         "(patientunitstayid) where heartrate <> '-1' and abs(abs(heartrate::double - 75) - far) > 1"
     )
-    assert _value(db, "select count(*) from apacheApsVar semi join vitalPeriodic using (patientunitstayid)") > 100
-    assert _value(db, wrong) <= 0.02 * STAYS  # a lead that came off hides the worst one
+    assert cell(db, "select count(*) from apacheApsVar semi join vitalPeriodic using (patientunitstayid)") > 100
+    assert cell(db, wrong) <= 0.02 * STAYS  # a lead that came off hides the worst one
 
 
 def test_absence_depends_on_severity_unit_and_hospital(db: duckdb.DuckDBPyConnection) -> None:
@@ -257,20 +248,20 @@ def test_absence_depends_on_severity_unit_and_hospital(db: duckdb.DuckDBPyConnec
         "avg(severity::double) as severity from truth_severity where hour::int <= 24 group by all) on stay_id = id"
     )
     anything = " or ".join(f"{name}_held" for name in TABLES - {"patient"})
-    assert 0.01 < _value(db, f"select avg((not ({anything}))::int) from seen") < 0.06
+    assert 0.01 < cell(db, f"select avg((not ({anything}))::int) from seen") < 0.06
     for name in ("diagnosis", "treatment", "infusionDrug"):
         sick, well = (
-            _value(db, f"select avg({name}_held::int) from seen where severity {side}") for side in ("> 0.7", "< -0.7")
+            cell(db, f"select avg({name}_held::int) from seen where severity {side}") for side in ("> 0.7", "< -0.7")
         )
         assert sick > well + 0.05, name
-    without = _value(db, "select count(*) from seen where not lab_held")
+    without = cell(db, "select count(*) from seen where not lab_held")
     assert 0.03 * STAYS < without < 0.25 * STAYS
     by_hospital = "select hospitalid, avg(medication_held::int) as share from seen group by all having count(*) > 10"
-    assert _value(db, f"select min(share) from ({by_hospital})") == 0
+    assert cell(db, f"select min(share) from ({by_hospital})") == 0
     combinations = (
         "select count(distinct (diagnosis_held, treatment_held, medication_held, lab_held, apacheApsVar_held))"
     )
-    assert _value(db, f"{combinations} from seen") > 15
+    assert cell(db, f"{combinations} from seen") > 15
 
 
 def test_the_reader_of_eicu_takes_rows_of_every_table(
@@ -281,9 +272,9 @@ def test_the_reader_of_eicu_takes_rows_of_every_table(
     account = {table.lower(): rows for table, rows in read.account.items()}
     assert set(account) == {table.lower() for table in TABLES}
     for table, rows in account.items():
-        assert rows["read"] == _value(db, f"select count(*) from {table}"), table
+        assert rows["read"] == cell(db, f"select count(*) from {table}"), table
         assert 0.3 * rows["read"] < rows["kept"] < rows["read"], table
-    assert account["medication"]["reasons"]["cancelled order is not an administration"] <= _value(
+    assert account["medication"]["reasons"]["cancelled order is not an administration"] <= cell(
         db, "select count(*) from medication where drugordercancelled = 'Yes'"
     )
     assert read.raw.attrition[0].stays == STAYS
