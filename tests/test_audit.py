@@ -365,6 +365,13 @@ def test_the_command_prints_and_saves_beside_the_folder(copy: Path, tmp_path: Pa
     assert "is not a prepared folder" in last_line(refused)
 
 
+@pytest.fixture(scope="module")
+def page_file(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page")
+    audit(prepared, out)
+    return out / "audit.html"
+
+
 def _open(browser: Any, page_file: Path, width: int) -> tuple[Any, list[str]]:
     page, said = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("console", lambda message: said.append(message.text))
