@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from conftest import TRAJLM, command, last_line
 from test_attention_families import family
-from test_report_browser import Watched, browser  # noqa: F401, browser is a fixture
+from test_report_browser import Watched
 from trajectory_example import toy_batch, toy_model
 
 from trajlm.anchoring import static_share
@@ -208,7 +208,7 @@ def test_the_command_writes_what_the_functions_say(audited, model, prepared, run
 
 
 @pytest.mark.parametrize("width", [1280, 800])
-def test_the_page_draws_everything_and_loads_nothing(audited, browser, width):  # noqa: F811
+def test_the_page_draws_everything_and_loads_nothing(audited, browser, width):
     watched = Watched(browser, audited[0] / "anchoring.html", width, at="")
     page = watched.page
     for plot in page.query_selector_all("[data-figure], [data-map]"):

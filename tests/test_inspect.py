@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from test_report_browser import browser, until  # noqa: F401, browser is a fixture
+from test_report_browser import until
 
 from trajlm.errors import TrajlmError
 from trajlm.inspector.editing import Edits, edited
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_said(server):
 class Bench:
     """The inspector in a browser."""
 
-    def __init__(self, browser, server):  # noqa: F811
+    def __init__(self, browser, server):
         self.page = browser.new_page(viewport={"width": 1440, "height": 900})
         self.page.set_default_timeout(120_000)
         self.complaints, self.requests = [], []
@@ -226,7 +226,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(browser, server, stay):  # noqa: F811
+def bench(browser, server, stay):
     opened = Bench(browser, server)
     opened.page.fill("#stay-id", str(stay.stay_id))
     opened.do(lambda: opened.page.click("#load"))
