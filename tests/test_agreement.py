@@ -12,10 +12,11 @@ from test_attention_families import family
 from test_edits import labs, toy_timeline
 from trajectory_example import toy_batch, toy_model
 
-from trajlm.interpret.agreement import agreement, disagreements, event_importance, removal_effects
+from trajlm.interpret.agreement import agreement
 from trajlm.interpret.attention import stay_attention
 from trajlm.interpret.attribution import IncompleteAttributionError
 from trajlm.interpret.edits import Ablation
+from trajlm.interpret.importance import disagreements, event_importance, removal_effects
 from trajlm.interpret.interventions import last_beliefs
 
 

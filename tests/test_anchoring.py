@@ -14,7 +14,7 @@ from trajectory_example import toy_batch, toy_model
 
 from trajlm.anchoring import static_share
 from trajlm.errors import TrajlmError
-from trajlm.interpret.ablation import NOTHING, cohort_ablation
+from trajlm.interpret.ablation import cohort_ablation
 from trajlm.interpret.anchoring import audit_anchoring
 from trajlm.interpret.attention import read_with_attention
 from trajlm.interpret.audit import (
@@ -26,6 +26,7 @@ from trajlm.interpret.audit import (
     with_decisions,
 )
 from trajlm.interpret.runs import open_run
+from trajlm.schema import NOTHING
 
 
 def toy_changes(seed: int = 0, stays: int = 60) -> pl.DataFrame:

@@ -11,11 +11,11 @@ import torch
 from trajectory_example import HISTORY, PAPER, RICH, toy_model
 
 from trajlm.errors import TrajlmError
-from trajlm.interpret.ablation import NOTHING, ablation_trajectories
+from trajlm.interpret.ablation import ablation_trajectories
 from trajlm.interpret.beliefs import belief_trajectory, raw_values
 from trajlm.interpret.edits import Ablation, ablate, stacked
 from trajlm.latents import TrajectoryBatch
-from trajlm.schema import Event, Timeline
+from trajlm.schema import NOTHING, Event, Timeline
 from trajlm.trajectory import TrajectoryModel
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

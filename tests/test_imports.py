@@ -31,7 +31,8 @@ ORDER = [
     ["columns"],
     ["latents"],
     ["presets", "tasks", "fusions"],
-    ["packing", "adapters"],
+    ["adapters"],
+    ["packing"],
     ["caches"],
     ["quantisation"],
     ["backbones", "hardware"],
@@ -180,3 +181,22 @@ def test_scripts_parse_their_flags_before_they_load_torch():
         top = {i for i, at_top in imports_of((ROOT / script).read_text(), set(MODULES)) if at_top}
         assert {i for i in top if i.startswith("trajlm")} <= set(light)
         assert not {i.split(".")[0] for i in top} & heavy
+
+
+def waited_for(module: str) -> set[str]:
+    """Packages loaded before the first line of a module runs: by its own imports, and by theirs."""
+    seen, todo = {module}, [module]
+    while todo:
+        new = {i for i, at_top in IMPORTS.get(todo.pop(), set()) if at_top} - seen
+        seen |= new
+        todo += new
+    return {name.split(".")[0] for name in seen}
+
+
+def test_commands_over_tables_do_not_wait_for_models():
+    assert {"torch", "transformers", "accelerate"} <= waited_for("trajlm.finetuning")
+    for module in ("cohorts.synthetic", "prepare", "report.audit", "export", "weights", "presets"):
+        assert not waited_for(f"trajlm.{module}") & {"torch", "transformers", "accelerate"}, module
+    assert not waited_for("trajlm.compare") & {"transformers", "accelerate"}
+    # Seconds that only a model with adapters or with 4-bit weights needs.
+    assert not {m for m in MODULES if waited_for(m) & {"peft", "bitsandbytes"}}

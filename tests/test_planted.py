@@ -19,8 +19,8 @@ from trajlm.config import BackboneConfig, FinetuningConfig
 from trajlm.dataset import Prepared
 from trajlm.encoders.aligned import AlignedEncoders
 from trajlm.interpret.ablation import anchoring, cohort_ablation
-from trajlm.interpret.agreement import event_importance
 from trajlm.interpret.audit import summarise, with_decisions
+from trajlm.interpret.importance import event_importance
 from trajlm.latents import Latents, TrajectoryBatch, cache_latents
 from trajlm.sequence_objective import SequenceObjective
 from trajlm.tasks import build_tasks

@@ -11,8 +11,8 @@ import torch
 from sklearn.metrics import mean_absolute_error
 
 from trajlm.dataset import Prepared
-from trajlm.interpret.ablation import NOTHING
 from trajlm.interpret.removal import fusion_without, removal_rows, removals, run_removals, sequence_without
+from trajlm.schema import NOTHING
 from trajlm.static import load_fusion
 
 TARGETS = [("mortality", "probability"), ("length_of_stay_hours", "hours")]

@@ -11,8 +11,8 @@ from trajectory_example import toy_batch, toy_model
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.ablation import cohort_ablation
-from trajlm.interpret.agreement import event_importance
 from trajlm.interpret.attention import shown_layer
+from trajlm.interpret.importance import event_importance
 from trajlm.interpret.interventions import edges_of_events, knock_out, patched
 
 

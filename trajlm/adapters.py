@@ -7,11 +7,11 @@ falling loss.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from trajlm.config import BackboneConfig
@@ -91,8 +91,21 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
 
 
+def adapted(backbone: nn.Module) -> bool:
+    """Whether adapters of peft are around the backbone."""
+    peft = sys.modules.get("peft")  # seconds to import: until a model needs it, none has its adapters
+    return peft is not None and isinstance(backbone, peft.PeftModel)
+
+
+def bare(backbone: nn.Module) -> Any:
+    """The trunk inside its adapters, if it has any."""
+    return backbone.get_base_model() if adapted(backbone) else backbone  # type: ignore[operator]
+
+
 def add_lora(trunk: nn.Module, config: BackboneConfig) -> nn.Module:
     """Freeze the trunk and add low-rank adapters (:func:`lora_targets`)."""
+    from peft import LoraConfig, get_peft_model
+
     return get_peft_model(
         trunk,
         LoraConfig(
@@ -107,7 +120,7 @@ def add_lora(trunk: nn.Module, config: BackboneConfig) -> nn.Module:
 @torch.no_grad()
 def idle_adapters(backbone: nn.Module) -> list[str]:
     """Adapters that never got a gradient: B starts at zero, the first one moves it, and then A learns too."""
-    if not isinstance(backbone, PeftModel):
+    if not adapted(backbone):
         return []
     ups = {name: parameter for name, parameter in backbone.named_parameters() if ".lora_B." in name}
     return [name.split(".lora_B.")[0] for name, parameter in ups.items() if not bool(whole(parameter).any())]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
-from trajlm.adapters import add_lora
+from trajlm.adapters import adapted, add_lora, bare
 from trajlm.config import BackboneConfig
 from trajlm.errors import TrajlmError
 from trajlm.presets import Family, family_of, presets
@@ -119,7 +118,7 @@ def build_backbone(config: BackboneConfig, compute: torch.dtype = torch.float32)
 
 def use_attention(backbone: nn.Module, kind: str) -> nn.Module:
     """The same backbone, computing its attention with another implementation: flash, sdpa or eager."""
-    trunk: Any = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    trunk = bare(backbone)
     if traits(backbone).attention:
         trunk.set_attn_implementation("flash_attention_2" if kind == "flash" else kind)
     return backbone
@@ -127,17 +126,19 @@ def use_attention(backbone: nn.Module, kind: str) -> nn.Module:
 
 def bare_trunk(backbone: nn.Module, config: BackboneConfig) -> nn.Module:
     """The trunk as it was before adapters were added, for a preset whose random weights exist nowhere else."""
-    if not isinstance(backbone, PeftModel):
+    if not adapted(backbone):
         return backbone
-    state = backbone.get_base_model().state_dict()
-    bare = {key.replace(".base_layer.", "."): tensor for key, tensor in state.items() if ".lora_" not in key}
+    state = bare(backbone).state_dict()
+    plain = {key.replace(".base_layer.", "."): tensor for key, tensor in state.items() if ".lora_" not in key}
     trunk = load_trunk(config)
-    trunk.load_state_dict(bare)
+    trunk.load_state_dict(plain)
     return trunk
 
 
 def load_adapter(trunk: nn.Module, folder: Path) -> nn.Module:
     """The trunk with adapters saved by ``save_pretrained``."""
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(trunk, folder, is_trainable=False)
 
 

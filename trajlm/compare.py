@@ -14,10 +14,9 @@ from trajlm.checkpoint import write_text
 from trajlm.compared import Arm, Run, load_runs, sequence_arms, static_arms
 from trajlm.errors import TrajlmError
 from trajlm.evidence import Evidence, gather
-from trajlm.interpret.ablation import NOTHING
 from trajlm.report.comparison import write_plots
 from trajlm.report.tables import NOT_DEFINED, count, interval, metric_title, signed
-from trajlm.schema import HELD_OUT
+from trajlm.schema import HELD_OUT, NOTHING
 from trajlm.typeset import Table, latex, markdown
 
 PERFORMANCE = {

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from trajlm.adapters import bare
 from trajlm.backbones import hidden_width, text_config
 from trajlm.errors import TrajlmError
 
@@ -176,11 +176,6 @@ AttentionInterface.register(_NAMES["sdpa"], _intercepting(sdpa_attention_forward
 AttentionInterface.register(_NAMES["eager"], _intercepting(None))
 for _kind, _name in _NAMES.items():
     AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS[_kind])
-
-
-def bare(backbone: nn.Module) -> Any:
-    """The trunk inside its adapters, if it has any."""
-    return backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
 
 
 def layer_numbers(backbone: nn.Module, layers: Sequence[int]) -> list[int]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trajlm.adapters import bare
 from trajlm.anchoring import read_with_static_share
 from trajlm.errors import TrajlmError
-from trajlm.interception import attention_layers, bare, depth, no_attention
+from trajlm.interception import attention_layers, depth, no_attention
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel
 

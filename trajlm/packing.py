@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from trajlm.adapters import bare
 from trajlm.errors import TrajlmError
 from trajlm.presets import Family
 
@@ -213,8 +213,7 @@ class SequenceReader:
 
 
 def _names_cache_params(backbone: nn.Module) -> bool:
-    trunk = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
-    return "cache_params" in inspect.signature(trunk.forward).parameters
+    return "cache_params" in inspect.signature(bare(backbone).forward).parameters
 
 
 def require_exact(family: Family, setting: str, instead: str) -> None:

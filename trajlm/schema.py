@@ -14,6 +14,7 @@ import polars as pl
 
 TRAIN, TUNING, HELD_OUT = "train", "tuning", "held_out"
 SPLITS = (TRAIN, TUNING, HELD_OUT)
+NOTHING = "nothing"  # the name, among modalities ablated, of the cohort as it is
 
 ModalityKind = Literal["numeric", "text", "image"]
 FeatureKind = Literal["continuous", "category"]

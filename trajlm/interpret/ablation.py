@@ -15,10 +15,10 @@ from trajlm.dataset import Prepared
 from trajlm.interpret.attention import shown_layer
 from trajlm.interpret.edits import Ablation
 from trajlm.latents import Latents, TrajectoryBatch
+from trajlm.schema import NOTHING
 from trajlm.tasks import beliefs_at, held_on, targets_at
 from trajlm.trajectory import TrajectoryModel
 
-NOTHING = "nothing"
 MEANING = 2  # counted up when what an ablation tells changes: what a report kept of the old ones is then found anew
 
 

@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from trajlm.adapters import bare
 from trajlm.anchoring import EVENTS, READ_OUTS, is_static
 from trajlm.backbones import text_config
 from trajlm.errors import TrajlmError
@@ -21,7 +22,6 @@ from trajlm.interception import (
     AttentionCall,
     Interception,
     attention_layers,
-    bare,
     intercepted,
     layer_numbers,
     no_attention,

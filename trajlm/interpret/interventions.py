@@ -14,8 +14,9 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from trajlm.adapters import bare
 from trajlm.errors import TrajlmError
-from trajlm.interception import Interception, bare, depth, intercepted, layer_numbers
+from trajlm.interception import Interception, depth, intercepted, layer_numbers
 from trajlm.latents import TrajectoryBatch
 from trajlm.trajectory import TrajectoryModel, TrajectoryOutput
 

@@ -20,10 +20,10 @@ from trajlm.columns import read_note
 from trajlm.dataset import load_prepared
 from trajlm.errors import TrajlmError
 from trajlm.fusions import FUSIONS
-from trajlm.interpret.ablation import NOTHING, cohort_batches, known_targets, last_hours
+from trajlm.interpret.ablation import cohort_batches, known_targets, last_hours
 from trajlm.latents import Latents, StaticBatch, TrajectoryBatch
 from trajlm.metrics import METRICS, Kind, bootstrap_interval
-from trajlm.schema import HELD_OUT
+from trajlm.schema import HELD_OUT, NOTHING
 from trajlm.static import StaticBaseline, load_fusion
 from trajlm.tasks import beliefs_at, held_on, targets_at
 from trajlm.trajectory import TrajectoryModel

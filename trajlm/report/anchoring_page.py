@@ -9,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from trajlm.interpret.ablation import NOTHING
 from trajlm.interpret.anchoring import AGAINST, RUN, AnchoringAudit, StayView
 from trajlm.interpret.attention import StayAttention
 from trajlm.report.anchoring_tables import (
@@ -34,6 +33,7 @@ from trajlm.report.style import (
     plotly_text,
 )
 from trajlm.report.tables import Block, Table, count, name_label, percent
+from trajlm.schema import NOTHING
 
 TITLE = "Demographic anchoring under ablation"
 SCRIPTS = ("draw.js", "attention.js", "anchoring.js")

@@ -10,9 +10,9 @@ import polars as pl
 
 from trajlm.errors import TrajlmError
 from trajlm.interpret.audit import SUMMARY_COLUMNS
+from trajlm.schema import NOTHING
 
 EVENT, PREDICT = "event", "predict"
-NOTHING = "nothing"  # the name, in `ablated`, of the cohort as it is
 ROW_SUM_TOLERANCE = 0.02  # attention computed in bfloat16 sums to 1 within about 1 %
 
 METRIC_COLUMNS = ("arm", "target", "landmark", "metric", "value", "low", "high", "stays", "positives")
@@ -137,7 +137,7 @@ class StayPage:
         values: VALUE_COLUMNS, every measurement behind every event; value is null for a category.
         against: the same of the run that this one is compared with.
         importance: IMPORTANCE_COLUMNS by target, where the interventions were measured
-            (:func:`trajlm.interpret.agreement.event_importance`).
+            (:func:`trajlm.interpret.importance.event_importance`).
         unread: events that the model leaves out, of a stay longer than its ``max_events``.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from trajlm.arms import ARM_TITLES, ENSEMBLES, NETWORK
-from trajlm.report.contents import NOTHING, Report, StayPage, TargetInfo
+from trajlm.report.contents import Report, StayPage, TargetInfo
 from trajlm.report.tables import (
     MAIN_METRICS,
     METRIC_TITLES,
@@ -20,6 +20,7 @@ from trajlm.report.tables import (
     percent,
     signed_interval,
 )
+from trajlm.schema import NOTHING
 
 LAST = "end of window"
 MOST_DIVERGENT = 12

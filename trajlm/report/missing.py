@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from trajlm.report.contents import NOTHING, Report, TargetInfo
+from trajlm.report.contents import Report, TargetInfo
 from trajlm.report.figures import Figure
 from trajlm.report.style import INK, MUTED, figure_spec, modality_styles, plotly_text
 from trajlm.report.tables import (
@@ -23,6 +23,7 @@ from trajlm.report.tables import (
     name_label,
     signed_interval,
 )
+from trajlm.schema import NOTHING
 
 WHOLE = "nothing (all events)"
 LOWER_IS_BETTER = {"mae"}

@@ -27,11 +27,11 @@ from trajlm.interpret.ablation import (
     cohort_batches,
     most_divergent_stays,
 )
-from trajlm.interpret.agreement import MEANING, event_importance
 from trajlm.interpret.attention import StayAttention, shown_layer, stay_attention
 from trajlm.interpret.attribution import require_captum
 from trajlm.interpret.audit import contrast, contrast_summary, decision_thresholds, summarise, with_decisions
 from trajlm.interpret.beliefs import ablated_timelines, belief_trajectory
+from trajlm.interpret.importance import MEANING, event_importance
 from trajlm.interpret.removal import removal_rows
 from trajlm.interpret.runs import drawn, finished_run
 from trajlm.latents import Latents
