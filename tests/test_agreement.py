@@ -75,7 +75,7 @@ def test_attributions_that_do_not_add_up_are_unknown(monkeypatch):
     def incomplete(*arguments):
         raise IncompleteAttributionError("expected 0.1")
 
-    monkeypatch.setattr("trajlm.interpret.agreement.integrated_gradients", incomplete)
+    monkeypatch.setattr("trajlm.interpret.importance.integrated_gradients", incomplete)
     model = toy_model()
     table = event_importance(model, model.encode_timeline(toy_timeline(1)), "mortality")
     assert table["attribution"].null_count() == table.height
