@@ -68,7 +68,9 @@ def main() -> None:
         "are of patients resampled and do not hold what another seed would change.",
         "",
         "The first is of `make demo`, the others of `python finetune.py --config recipes/demo.yaml --data "
-        "runs/demo/prepared --encoders runs/demo/encoders --finetuning.baselines '[]'`, backbone and tuning as named.",
+        "runs/demo/prepared --encoders runs/demo/encoders --finetuning.baselines '[]'`, backbone and tuning as named. "
+        "`random` is the folder that this script's `--random` writes; like pretrained weights and unlike `tiny` and "
+        "`small` it learns at a quarter of the learning rate, the default.",
         "",
         "| run | backbone | tuning |",
         "|---|---|---|",
